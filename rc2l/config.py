@@ -1,0 +1,176 @@
+"""Every config key of the project beside detectron2's own, each with its meaning, unit or range, and source.
+
+``MODEL.MASK_FORMER.*``, ``MODEL.SEM_SEG_HEAD.*``, ``INPUT.*`` and ``SOLVER.*`` carry the names and defaults of the
+official MaskFormer, so that its YAML files merge unchanged.
+"""
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
+
+
+def add_mask_former_config(cfg: CfgNode) -> None:
+    """Add the keys that official MaskFormer YAML files use, with the official defaults."""
+    # Which mapper a YAML asks for; RC2L has one, for semantic segmentation, and refuses instance or panoptic ones.
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
+    # Colour augmentation of the SSD detector on every training image (labelled and weak view); MaskFormer's, "color
+    # augmentation" of RC2L section 3.1.
+    cfg.INPUT.COLOR_AUG_SSD = False
+    # Pad crops so that height and width are multiples of this; -1: no padding beyond the crop size.
+    cfg.INPUT.SIZE_DIVISIBILITY = -1
+
+    # ADAMW | SGD
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    # Learning rate of the backbone relative to SOLVER.BASE_LR.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # Weight decay of embeddings (the queries); SOLVER.WEIGHT_DECAY_NORM is detectron2's key for normalisation layers.
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
+
+    cfg.MODEL.MASK_FORMER = CfgNode()
+    # Losses on every decoder layer, not only the last.
+    cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION = True
+    # Weight of the "no object" class in the classification loss; RC2L eq. 1.
+    cfg.MODEL.MASK_FORMER.NO_OBJECT_WEIGHT = 0.1
+    # Weights of dice and focal loss in L_mask (the classification loss has weight 1), also in the matching cost.
+    cfg.MODEL.MASK_FORMER.DICE_WEIGHT = 1.0
+    cfg.MODEL.MASK_FORMER.MASK_WEIGHT = 20.0
+    # Transformer of the predictor: attention heads, dropout in [0, 1), width of the feed-forward layers, number of
+    # encoder and decoder layers, normalisation before instead of after each block, width.
+    cfg.MODEL.MASK_FORMER.NHEADS = 8
+    cfg.MODEL.MASK_FORMER.DROPOUT = 0.1
+    cfg.MODEL.MASK_FORMER.DIM_FEEDFORWARD = 2048
+    cfg.MODEL.MASK_FORMER.ENC_LAYERS = 0
+    cfg.MODEL.MASK_FORMER.DEC_LAYERS = 6
+    cfg.MODEL.MASK_FORMER.PRE_NORM = False
+    cfg.MODEL.MASK_FORMER.HIDDEN_DIM = 256
+    # N, the number of queries; RC2L table 5.
+    cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = 100
+    # What the queries attend to: a backbone feature ("res5"), "transformer_encoder" or "pixel_embedding". Small images
+    # need a finer one than res5.
+    cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE = "res5"
+    # Project the transformer's input by a 1x1 convolution even where its width already fits.
+    cfg.MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ = False
+    # Inference pads images to a multiple of this (and of the backbone's own divisibility).
+    cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY = 32
+    cfg.MODEL.MASK_FORMER.TEST = CfgNode()
+    # Panoptic inference is not part of this project: True is refused. The two thresholds belong to it; only 0.0 to 1.0
+    # is accepted, so that official YAML files merge.
+    cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
+    cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = 0.0
+    cfg.MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD = 0.0
+    # Resize masks to the original image size before, not after, classes and masks are combined.
+    cfg.MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+
+    # Channels of the per-pixel features F^s and of the mask embeddings.
+    cfg.MODEL.SEM_SEG_HEAD.MASK_DIM = 256
+    # Encoder layers of TransformerEncoderPixelDecoder.
+    cfg.MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS = 0
+    # BasePixelDecoder | TransformerEncoderPixelDecoder
+    cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "BasePixelDecoder"
+
+
+def add_semi_config(cfg: CfgNode) -> None:
+    """Add the keys of semi-supervised training: streams, views, teacher, pseudo labels, losses."""
+    # Datasets that are only a source of unlabelled images. The unlabelled stream is these and the images of
+    # DATASETS.TRAIN that the split leaves unlabelled, each image once, less the labelled ones.
+    cfg.DATASETS.UNLABELED = ()
+    cfg.DATASETS.SPLIT = CfgNode()
+    # Share of DATASETS.TRAIN that is labelled, as a fraction ("1/16", rounded up as the papers do) or "all".
+    cfg.DATASETS.SPLIT.FRACTION = "all"
+    # Number of labelled images; 0: use FRACTION.
+    cfg.DATASETS.SPLIT.NUM_LABELED = 0
+    # random: by a hash of (seed, image id). class_balanced: each next image contains the class least seen so far.
+    cfg.DATASETS.SPLIT.SAMPLING = "random"
+    # Which draw; independent of SEED.
+    cfg.DATASETS.SPLIT.SEED = 0
+
+    # SOLVER.IMS_PER_BATCH counts the labelled images of a step over all processes, this the unlabelled ones. RC2L: 8+8.
+    cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 8
+    # bfloat16 | float16 | auto (bfloat16 where the device has it, else float16), read if SOLVER.AMP.ENABLED.
+    cfg.SOLVER.AMP.DTYPE = "auto"
+
+    # The strong view: what the student sees of an unlabelled image beyond the weak view, before mixing. All 0 in the
+    # paper, where the strong view is the weak one with CutMix.
+    cfg.INPUT.STRONG = CfgNode()
+    # Largest change of brightness, contrast, saturation (each factor from [1-x, 1+x]) and hue (shift from [-x, x],
+    # at most 0.5), and the probability of such a change.
+    cfg.INPUT.STRONG.COLOR_JITTER = [0.0, 0.0, 0.0, 0.0]
+    cfg.INPUT.STRONG.COLOR_JITTER_PROB = 0.8
+    # Probability of a grey image.
+    cfg.INPUT.STRONG.GRAYSCALE_PROB = 0.0
+    # Probability of Gaussian blur, and the range of its sigma in pixels.
+    cfg.INPUT.STRONG.BLUR_PROB = 0.0
+    cfg.INPUT.STRONG.BLUR_SIGMA = [0.1, 2.0]
+
+    cfg.SEMI = CfgNode()
+    # supervised | consistency (RC2L table 3, row 1) | rc2l
+    cfg.SEMI.METHOD = "rc2l"
+    # alpha of RC2L eq. 3: weight of the whole unsupervised loss; 2 on VOC Train, 1 on VOC Aug (table 4).
+    cfg.SEMI.UNSUPERVISED_WEIGHT = 1.0
+    # Iterations of supervised training before the unsupervised loss starts; the teacher is the student at their end.
+    cfg.SEMI.BURN_IN = 0
+    # Unsupervised losses on every decoder layer (averaged over layers), not only the last.
+    cfg.SEMI.DEEP_SUPERVISION = False
+    # Where the unsupervised mask losses are computed: "mask", the stride of the predicted masks, or "crop", the full
+    # resolution (slower; finer where objects are a few pixels wide).
+    cfg.SEMI.LOSS_RESOLUTION = "mask"
+    cfg.SEMI.TEACHER = CfgNode()
+    # tau of RC2L eq. 4, in [0, 1): decay of the moving average; the first steps use min(1 - 1/(step+1), tau).
+    cfg.SEMI.TEACHER.DECAY = 0.999
+    # Average float buffers (batch-norm statistics) too, instead of copying them.
+    cfg.SEMI.TEACHER.AVERAGE_BUFFERS = False
+    cfg.SEMI.PSEUDO_LABEL = CfgNode()
+    # Pixels whose teacher confidence is below this, in [0, 1], are ignored; 0 keeps all, as in the paper.
+    cfg.SEMI.PSEUDO_LABEL.MIN_CONFIDENCE = 0.0
+    # Regions of fewer pixels (of the crop, after mixing) are ignored; 0 keeps all.
+    cfg.SEMI.PSEUDO_LABEL.MIN_AREA = 0
+    cfg.SEMI.MIXING = CfgNode()
+    # cutmix | none
+    cfg.SEMI.MIXING.NAME = "cutmix"
+    # Range of the share of the image that the pasted box covers, in (0, 1].
+    cfg.SEMI.MIXING.AREA = [0.2, 0.5]
+    # Range of the box's height/width ratio relative to the image's.
+    cfg.SEMI.MIXING.ASPECT_RATIO = [0.5, 2.0]
+
+    cfg.CONSISTENCY = CfgNode()
+    # Matched-mask consistency: weights of focal and dice between matched student masks and pseudo masks.
+    cfg.CONSISTENCY.FOCAL_WEIGHT = 20.0
+    cfg.CONSISTENCY.DICE_WEIGHT = 1.0
+
+    cfg.RC2L = CfgNode()
+    # beta_1 (RCC, eq. 9), beta_2 (SMC, eq. 10: on its focal part, its dice part has a key of its own), beta_3 (RMC,
+    # eq. 5) and beta_4 (RFC, eq. 8) of RC2L eq. 2; 0 leaves a term out, which gives the rows of table 3.
+    cfg.RC2L.RCC_WEIGHT = 1.0
+    cfg.RC2L.SMC_FOCAL_WEIGHT = 20.0
+    cfg.RC2L.SMC_DICE_WEIGHT = 1.0
+    cfg.RC2L.RMC_WEIGHT = 4.0
+    cfg.RC2L.RFC_WEIGHT = 4.0
+    # Weight of the `consistency` method's loss inside rc2l; eq. 2 has no such term, so 0.
+    cfg.RC2L.CONSISTENCY_WEIGHT = 0.0
+    # tau_m of eq. 5 and tau_f of eq. 8, above 0; the paper does not give them.
+    cfg.RC2L.RMC_TEMPERATURE = 0.1
+    cfg.RC2L.RFC_TEMPERATURE = 0.1
+    # Count the positive pair in the denominators of eq. 5 and 8 (InfoNCE), which keeps both losses above 0. As printed
+    # it is left out.
+    cfg.RC2L.POSITIVE_IN_DENOMINATOR = False
+    # Stop the gradient at the target region features r^t of eq. 7.
+    cfg.RC2L.DETACH_TARGET = True
+    # Union of eq. 10: sum (sum_q p_q(c) m_q, at most 1) | max (max_q p_q(c) m_q) | noisy_or (1 - prod_q (1 - p_q(c) m_q))
+    # | hard (sum, at most 1, of the masks whose most probable class, "no object" left out, is c).
+    cfg.RC2L.UNION = "sum"
+
+
+def add_rc2l_config(cfg: CfgNode) -> None:
+    """Add all keys of the project to a detectron2 config, in place."""
+    add_deeplab_config(cfg)
+    # DeepLab's default stem and multi-grid are not MaskFormer's: detectron2's ResNet ignores them, so no key is lost.
+    add_mask_former_config(cfg)
+    add_semi_config(cfg)
+    # Evaluate on the first so many images of each test set; 0: all of them.
+    cfg.TEST.MAX_IMAGES = 0
+
+
+def get_rc2l_cfg() -> CfgNode:
+    """detectron2's default config with the keys of the project added."""
+    cfg = get_cfg()
+    add_rc2l_config(cfg)
+    return cfg

@@ -1,0 +1,1 @@
+"""From files on disk to training batches: datasets, splits, checks, augmentations, loaders, mixing."""

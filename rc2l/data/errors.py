@@ -1,0 +1,5 @@
+"""The error of every problem with a data set, its files or its split."""
+
+
+class DatasetError(ValueError):
+    """Something about the data is wrong; the message names the file, the value, what is allowed and the fix."""

@@ -1,0 +1,221 @@
+"""Labeled and unlabeled streams -> training batches, resumable at any iteration; and the loader of test images."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from rc2l.data.datasets import load_records
+from rc2l.data.mapper import EvaluationMapper, LabeledMapper, UnlabeledMapper, seeded_randomness
+from rc2l.data.splits import Split
+
+#: Which of the two streams; also part of the key of a sample's random numbers.
+LABELED, UNLABELED = 0, 1
+
+
+@dataclass
+class TrainingBatch:
+    """What one process trains on in one step. ``B_l`` labeled and ``B_u`` unlabeled images of one crop size (H, W)."""
+
+    #: (B_l, 3, H, W) uint8, channels as INPUT.FORMAT.
+    labeled_images: Tensor
+    #: (B_l, H, W) uint8 train ids; 255 = ignore.
+    labeled_targets: Tensor
+    #: (B_u, 3, H, W) uint8, the weak view; B_u = 0 where the method is supervised.
+    unlabeled_images: Tensor
+    #: (B_u, 3, H, W) uint8, the strong view of the same crop, before mixing.
+    strong_images: Tensor
+    #: (B_u, H, W) bool, False in the padding.
+    unlabeled_valid: Tensor
+    labeled_files: list[str]
+    unlabeled_files: list[str]
+
+    def to(self, device: torch.device | str) -> "TrainingBatch":
+        """The batch on ``device``; copies from pinned memory don't block."""
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "TrainingBatch":
+        """The batch in page-locked memory; torch's DataLoader calls this."""
+        return self._map_tensors(lambda tensor: tensor.pin_memory())
+
+    def _map_tensors(self, function: Callable[[Tensor], Tensor]) -> "TrainingBatch":
+        tensors = {
+            field.name: function(value)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **tensors)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An endless, reproducible sequence of samples: a fresh permutation of the images in each epoch."""
+
+    records: list[dict]
+    mapper: Callable[[dict], dict]
+    #: (seed of the run, which stream).
+    key: tuple[int, int]
+
+    def __getitem__(self, position: int) -> dict:
+        """The sample at any position from 0: a function of the key and the position alone."""
+        epoch, offset = divmod(position, len(self.records))
+        record = self.records[_permutation((*self.key, epoch), len(self.records))[offset]]
+        with seeded_randomness(*self.key, position):
+            return self.mapper(record)
+
+
+@lru_cache(maxsize=8)
+def _permutation(key: tuple[int, ...], size: int) -> np.ndarray:
+    return np.random.default_rng(key).permutation(size)
+
+
+class StreamDataset(Dataset):
+    """Both streams behind one map-style dataset, whose indices are (stream, position)."""
+
+    def __init__(self, streams: dict[int, Stream]):
+        self.streams = streams
+
+    def __getitem__(self, index: tuple[int, int]) -> tuple[int, dict]:
+        stream, position = index
+        return stream, self.streams[stream][position]
+
+
+class StreamBatchSampler(Sampler):
+    """Yields, without end, the (stream, position) keys of this process's share of each iteration.
+
+    Iteration i of a stream with a total batch of B takes positions i·B .. i·B + B-1, dealt to the processes in rank
+    order: which images a step sees depends neither on restarts nor on the number of processes.
+    """
+
+    def __init__(self, batch_sizes: dict[int, int], start_iteration: int, rank: int, world_size: int):
+        self.batch_sizes = batch_sizes
+        self.start_iteration = start_iteration
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for iteration in itertools.count(self.start_iteration):
+            yield [
+                (stream, iteration * total + self.rank * share + offset)
+                for stream, total in self.batch_sizes.items()
+                for share in [total // self.world_size]
+                for offset in range(share)
+            ]
+
+
+def collate(samples: list[tuple[int, dict]]) -> TrainingBatch:
+    """Stack the samples of one step; at least one must be labeled."""
+    labeled = [sample for stream, sample in samples if stream == LABELED]
+    unlabeled = [sample for stream, sample in samples if stream == UNLABELED]
+    images = torch.stack([sample["image"] for sample in labeled])
+    if unlabeled:
+        weak, strong, valid = (
+            torch.stack([sample[key] for sample in unlabeled]) for key in ("image", "strong", "valid")
+        )
+    else:
+        weak = strong = images[:0]
+        valid = images[:0, 0].bool()
+    return TrainingBatch(
+        labeled_images=images,
+        labeled_targets=torch.stack([sample["target"] for sample in labeled]),
+        unlabeled_images=weak,
+        strong_images=strong,
+        unlabeled_valid=valid,
+        labeled_files=[sample["file_name"] for sample in labeled],
+        unlabeled_files=[sample["file_name"] for sample in unlabeled],
+    )
+
+
+def build_train_loader(cfg: CfgNode, split: Split, start_iteration: int = 0, seed: int | None = None) -> DataLoader:
+    """An endless loader of this process's :class:`TrainingBatch` es, from ``start_iteration`` on.
+
+    The batch of an iteration is a function of the split, the seed and the iteration alone. ``seed`` replaces
+    ``cfg.SEED``; where both leave it open (None, negative), the processes agree on a random one.
+
+    Raises:
+        ValueError: a batch size is below 1 or does not divide by the number of processes; a key of INPUT is bad.
+        DatasetError: while iterating, where a file cannot be read.
+    """
+    if seed is None:
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    world_size = comm.get_world_size()
+    batch_sizes = {LABELED: _batch_size(cfg, "IMS_PER_BATCH", world_size)}
+    streams = {LABELED: Stream(split.labeled, LabeledMapper(cfg), (seed, LABELED))}
+    if cfg.SEMI.METHOD != "supervised":
+        batch_sizes[UNLABELED] = _batch_size(cfg, "IMS_PER_BATCH_UNLABELED", world_size)
+        streams[UNLABELED] = Stream(split.unlabeled, UnlabeledMapper(cfg), (seed, UNLABELED))
+    return DataLoader(
+        StreamDataset(streams),
+        batch_sampler=StreamBatchSampler(batch_sizes, start_iteration, comm.get_rank(), world_size),
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
+        **_worker_options(cfg),
+    )
+
+
+def _batch_size(cfg: CfgNode, key: str, world_size: int) -> int:
+    size = cfg.SOLVER[key]
+    if size < 1 or size % world_size:
+        raise ValueError(
+            f"SOLVER.{key} is {size}; it counts the images of all processes, so it must be a positive multiple of "
+            f"their number, {world_size}"
+        )
+    return size
+
+
+class MappedRecords(Dataset):
+    """Dataset dicts through a mapper."""
+
+    def __init__(self, records: list[dict], mapper: Callable[[dict], dict]):
+        self.records, self.mapper = records, mapper
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.mapper(self.records[index])
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+    """Loader of the first ``TEST.MAX_IMAGES`` (0: all) images of a dataset, for detectron2's ``inference_on_dataset``.
+
+    Yields lists of one dict as :class:`~rc2l.data.mapper.EvaluationMapper` makes them. Each image goes to exactly one
+    process.
+
+    Raises:
+        DatasetError: the dataset is unknown or missing.
+    """
+    records = load_records(dataset_name)
+    if cfg.TEST.MAX_IMAGES > 0:
+        records = records[: cfg.TEST.MAX_IMAGES]
+    return DataLoader(
+        MappedRecords(records, EvaluationMapper(cfg)),
+        batch_size=1,
+        sampler=InferenceSampler(len(records)),
+        collate_fn=list,
+        **_worker_options(cfg),
+    )
+
+
+def _worker_options(cfg: CfgNode) -> dict:
+    # A generator of its own: an iterator that is made draws a number, which must not come from torch's global one,
+    # whose state belongs to the model.
+    return {
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "worker_init_fn": _init_worker,
+        "generator": torch.Generator(),
+    }
+
+
+def _init_worker(worker: int) -> None:
+    # As many threads as cores in each of many workers would only fight for them.
+    cv2.setNumThreads(0)

@@ -1,0 +1,178 @@
+"""One dataset dict -> tensors: a labeled image, two views of an unlabeled one, or a test image."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from torch import Tensor
+
+from rc2l.data.errors import DatasetError
+from rc2l.data.reading import IGNORE, read_image, read_label
+from rc2l.data.transforms import build_padding, build_strong_augmentations, build_weak_augmentations
+
+
+@contextmanager
+def seeded_randomness(*key: int) -> Iterator[None]:
+    """Seed the global generators of numpy and ``random`` by ``key`` (numbers of at least 0), and put them back after.
+
+    detectron2's augmentations draw from them, so this makes a sample a function of its key alone and leaves no trace
+    in a process that loads its own data.
+    """
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    state = np.random.SeedSequence(key).generate_state(8)
+    np.random.seed(state)
+    random.seed(state.tobytes())
+    try:
+        yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+def _image_tensor(image: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 array -> (3, H, W) uint8 tensor that owns its memory."""
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
+
+
+def _read_pair(record: dict, image_format: str) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, 3) and label (H, W) of a dataset dict."""
+    image = read_image(record["file_name"], image_format)
+    label = read_label(record["sem_seg_file_name"], MetadataCatalog.get(record["dataset"]))
+    if image.shape[:2] != label.shape:
+        raise DatasetError(size_mismatch(record, image.shape[:2], label.shape))
+    return image, label
+
+
+def size_mismatch(record: dict, image_size: tuple[int, int], label_size: tuple[int, int]) -> str:
+    """The error text for an image and a label of different (height, width)."""
+    return (
+        f"{record['file_name']} is {image_size[1]}x{image_size[0]} pixels (width x height, upright), its label "
+        f"{record['sem_seg_file_name']} {label_size[1]}x{label_size[0]}; both must have the same size"
+    )
+
+
+class LabeledMapper:
+    """Labeled dataset dict -> ``image`` (3, H, W) uint8, ``target`` (H, W) uint8 with 255 = ignore, ``file_name``.
+
+    Raises:
+        DatasetError: a file cannot be read, sizes differ, or a label id is out of range.
+    """
+
+    @configurable
+    def __init__(self, *, augmentations: list[T.Augmentation], image_format: str):
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            "augmentations": [*build_weak_augmentations(cfg), build_padding(cfg)],
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, record: dict) -> dict:
+        image, label = _read_pair(record, self.image_format)
+        view = T.AugInput(image, sem_seg=label)
+        self.augmentations(view)
+        return {
+            "image": _image_tensor(view.image),
+            "target": torch.from_numpy(np.array(view.sem_seg)),
+            "file_name": record["file_name"],
+        }
+
+
+class UnlabeledMapper:
+    """Unlabeled dataset dict -> ``image`` (weak view) and ``strong`` (3, H, W) uint8, ``valid`` (H, W), ``file_name``.
+
+    Both views have the same geometry; ``valid`` is False in the padding. Without strong augmentations, ``strong`` is
+    the very tensor ``image``.
+
+    Raises:
+        DatasetError: the file cannot be read.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        weak: list[T.Augmentation],
+        strong: list[T.Augmentation],
+        padding: T.Augmentation,
+        image_format: str,
+    ):
+        self.weak = T.AugmentationList(weak)
+        self.strong = T.AugmentationList(strong) if strong else None
+        self.padding = padding
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            "weak": build_weak_augmentations(cfg, labeled=False),
+            "strong": build_strong_augmentations(cfg),
+            "padding": build_padding(cfg),
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, record: dict) -> dict:
+        view = T.AugInput(read_image(record["file_name"], self.image_format))
+        self.weak(view)
+        # Padding comes after the strong augmentations, which would otherwise color it.
+        pad = self.padding.get_transform(view.image)
+        image = _image_tensor(pad.apply_image(view.image))
+        valid = pad.apply_segmentation(np.zeros(view.image.shape[:2], dtype=np.uint8)) != IGNORE
+        strong = image
+        if self.strong is not None:
+            self.strong(view)
+            strong = _image_tensor(pad.apply_image(view.image))
+        return {
+            "image": image,
+            "strong": strong,
+            "valid": torch.from_numpy(valid),
+            "file_name": record["file_name"],
+        }
+
+
+class EvaluationMapper:
+    """Test dataset dict -> the same dict with what models and evaluators need.
+
+    * ``image`` (3, h, w) uint8, the short edge ``INPUT.MIN_SIZE_TEST`` (0: as it is), the long one at most
+      ``INPUT.MAX_SIZE_TEST``;
+    * ``height``, ``width``: the original, upright size;
+    * ``sem_seg`` (height, width) uint8 with 255 = ignore, where the image has a label.
+
+    Raises:
+        DatasetError: a file cannot be read, sizes differ, or a label id is out of range.
+    """
+
+    @configurable
+    def __init__(self, *, min_size: int, max_size: int, image_format: str):
+        self.resize = T.ResizeShortestEdge(min_size, max_size)
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            "min_size": cfg.INPUT.MIN_SIZE_TEST,
+            "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, record: dict) -> dict:
+        sample = dict(record)
+        if "sem_seg_file_name" in record:
+            image, label = _read_pair(record, self.image_format)
+            sample["sem_seg"] = torch.from_numpy(np.array(label))
+        else:
+            image = read_image(record["file_name"], self.image_format)
+        sample["height"], sample["width"] = image.shape[:2]
+        # The resize draws from numpy's generator even where there is only one size to draw.
+        with seeded_randomness(0):
+            resized = self.resize.get_transform(image).apply_image(image)
+        sample["image"] = _image_tensor(resized)
+        return sample

@@ -1,0 +1,138 @@
+"""Opens image and label files, with errors that name the file."""
+
+import numpy as np
+from detectron2.data.catalog import Metadata
+from detectron2.data.detection_utils import read_image as read_oriented_image
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from rc2l.data.errors import DatasetError
+
+#: Value of ignored pixels in every label map of the project.
+IGNORE = 255
+#: Label ids of up to 16 bits are understood before mapping.
+_NUM_RAW_IDS = 1 << 16
+#: Entry of the lookup table for raw ids that are neither a class nor ignored.
+_INVALID = 254
+_LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+_EXIF_ORIENTATION = 274
+#: What Pillow raises for files that are missing, truncated, absurdly large or no images at all.
+_READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+def _unreadable(kind: str, path: str, error: Exception) -> DatasetError:
+    reason = "it does not exist" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+    return DatasetError(f"{path}: cannot read this {kind} ({reason}); restore the file or take it out of the dataset")
+
+
+def read_image(path: str, image_format: str) -> np.ndarray:
+    """Decode an image and turn it upright by its EXIF orientation.
+
+    ``image_format`` is "RGB" or "BGR", the channel order of the result, (H, W, 3) uint8.
+
+    Raises:
+        DatasetError: the file is missing or damaged.
+    """
+    try:
+        return read_oriented_image(path, image_format)
+    except _READ_ERRORS as error:
+        raise _unreadable("image", path, error) from error
+
+
+def read_image_size(path: str) -> tuple[int, int]:
+    """(height, width) of the upright image, from the file's header alone.
+
+    Raises:
+        DatasetError: the file is missing or its header is damaged.
+    """
+    try:
+        with PathManager.open(path, "rb") as file, Image.open(file) as image:
+            width, height = image.size
+            # Pillow decodes a whole PNG to look for EXIF data behind the pixels, where nobody writes it.
+            orientation = 1
+            if image.format != "PNG" or "exif" in image.info:
+                orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except _READ_ERRORS as error:
+        raise _unreadable("image", path, error) from error
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def read_label(path: str, metadata: Metadata) -> np.ndarray:
+    """Decode a label file into train ids.
+
+    ``metadata`` has ``stuff_classes`` (K names) and optionally
+
+    * ``label_map``, raw id -> train id (0..K-1, or 255 to ignore). Raw ids that it does not name are errors, except
+      ``ignore_label``, which stays ignored unless the map says otherwise;
+    * ``train_id_suffix``: files whose name ends so hold train ids already and are not mapped.
+
+    Palette images are read as indices.
+
+    Returns:
+        (H, W) uint8, 0..K-1 or 255 where ignored.
+
+    Raises:
+        DatasetError: the file is missing, damaged or a color image, or an id is out of range.
+    """
+    try:
+        with PathManager.open(path, "rb") as file, Image.open(file) as image:
+            mode = image.mode
+            raw = np.asarray(image) if mode in _LABEL_MODES else None
+    except _READ_ERRORS as error:
+        raise _unreadable("label", path, error) from error
+    if raw is None:
+        raise DatasetError(
+            f"{path}: this label is a {mode} color image; labels must hold one class id per pixel "
+            "(8-bit gray or palette PNG): convert the colors to ids"
+        )
+    if raw.dtype == bool:
+        raw = raw.astype(np.uint8)
+
+    suffix = metadata.get("train_id_suffix")
+    label_map = None if suffix and str(path).endswith(suffix) else metadata.get("label_map")
+    table = _lookup_table(metadata, label_map)
+    if raw.dtype == np.uint8 or (raw.min() >= 0 and raw.max() < _NUM_RAW_IDS):
+        label = table[raw]
+        bad = np.unique(raw[label == _INVALID]) if _INVALID in label else ()
+    else:
+        bad = np.unique(raw[(raw < 0) | (raw >= _NUM_RAW_IDS)])
+    if len(bad):
+        shown = ", ".join(str(int(value)) for value in bad[:8]) + (", ..." if len(bad) > 8 else "")
+        last = len(metadata.stuff_classes) - 1
+        allowed = f"0..{last} or {IGNORE}" if label_map is None else f"those of label_map, {_ranges(label_map)}"
+        raise DatasetError(
+            f"{path}: label ids {shown} are out of range; allowed are {allowed} ({IGNORE} = ignore). "
+            f"Correct the file, or map the ids to 0..{last} or {IGNORE} in the label_map of dataset '{metadata.name}'"
+        )
+    return label
+
+
+def _lookup_table(metadata: Metadata, label_map: dict[int, int] | None) -> np.ndarray:
+    """(65536,) uint8: train id, 255 or 254 (invalid) of every raw id."""
+    K = len(metadata.stuff_classes)
+    if K > _INVALID:
+        raise DatasetError(f"dataset '{metadata.name}' has {K} classes; 8-bit label maps allow at most {_INVALID}")
+    table = np.full(_NUM_RAW_IDS, _INVALID, dtype=np.uint8)
+    table[metadata.get("ignore_label", IGNORE)] = IGNORE
+    if label_map is None:
+        table[:K] = np.arange(K)
+        return table
+    for raw_id, train_id in label_map.items():
+        if not (0 <= train_id < K or train_id == IGNORE) or not 0 <= raw_id < _NUM_RAW_IDS:
+            raise DatasetError(
+                f"label_map of dataset '{metadata.name}' sends {raw_id} to {train_id}; "
+                f"it must send 0..{_NUM_RAW_IDS - 1} to 0..{K - 1} or {IGNORE}"
+            )
+        table[raw_id] = train_id
+    return table
+
+
+def _ranges(ids) -> str:
+    """Compact text of a set of numbers: {0, 1, 2, 7} -> "0..2, 7"."""
+    runs: list[list[int]] = []
+    for number in sorted(ids):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}..{last}" for first, last in runs)

@@ -1,0 +1,51 @@
+"""Numbers worth watching, kept on the device and fetched once every few iterations."""
+
+import torch
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import Tensor
+
+from rc2l.semi.pseudo_label import PseudoLabels
+
+
+def pseudo_label_metrics(
+    pseudo: PseudoLabels, mixed_label_map: Tensor, class_names: list[str], ignore_value: int = 255
+) -> dict[str, Tensor]:
+    """How a batch of pseudo labels looks: a collapsing teacher shows here long before it shows in the mIoU.
+
+    Args:
+        pseudo: the teacher's pseudo labels of the weak views.
+        mixed_label_map: (B, H, W) uint8, what the student is trained on.
+        class_names: K names.
+        ignore_value: label of ignored pixels.
+
+    Returns:
+        0-d tensors: share of pixels kept, mean confidence of all pixels, regions per image, and for each class its
+        share of the kept pixels.
+    """
+    kept = mixed_label_map != ignore_value
+    counts = torch.bincount(mixed_label_map[kept].long(), minlength=len(class_names)).float()
+    regions = torch.stack([(mixed_label_map == k).flatten(1).any(1) for k in range(len(class_names))]).float()
+    metrics = {
+        "pseudo/kept_share": kept.float().mean(),
+        "pseudo/confidence": pseudo.confidence.mean(),
+        "pseudo/regions_per_image": regions.sum(0).mean(),
+    }
+    shares = counts / counts.sum().clamp(min=1)
+    return metrics | {f"pseudo/class_share/{name}": share for name, share in zip(class_names, shares, strict=True)}
+
+
+def write_metrics(storage: EventStorage, metrics: dict[str, Tensor], data_time: float) -> dict[str, float]:
+    """Put the mean over processes of 0-d tensors into the event storage with one device-to-host copy.
+
+    Returns:
+        This process's own values.
+    """
+    values = torch.stack([value.detach().float() for value in metrics.values()]).cpu().tolist()
+    own = dict(zip(metrics, values, strict=True))
+    gathered = comm.gather(own | {"data_time": data_time})
+    if comm.is_main_process():
+        for name in own:
+            storage.put_scalar(name, sum(process[name] for process in gathered) / len(gathered))
+        storage.put_scalar("data_time", max(process["data_time"] for process in gathered))
+    return own

@@ -1,0 +1,137 @@
+"""From command-line arguments to a finished run: config, checks, training or evaluation."""
+
+import argparse
+import difflib
+import logging
+import os
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+import rc2l.data.datasets  # noqa: F401  registers the datasets
+import rc2l.modeling  # noqa: F401  registers the architectures
+from rc2l.config import get_rc2l_cfg
+from rc2l.data.check import check_data
+from rc2l.data.loader import build_test_loader
+from rc2l.data.splits import build_split, log_split
+from rc2l.engine.launch import raise_together, resolve_device
+from rc2l.engine.trainer import SemiSupervisedTrainer, amp_dtype
+from rc2l.evaluation import evaluate_networks
+from rc2l.modeling.weights import load_weights
+from rc2l.semi.methods import Method
+
+logger = logging.getLogger(__name__)
+
+
+def argument_parser(epilog: str) -> argparse.ArgumentParser:
+    """detectron2's options and ``--fast-dev-run``."""
+    parser = default_argument_parser(epilog)
+    parser.add_argument(
+        "--fast-dev-run",
+        action="store_true",
+        help="a few iterations of everything: train, evaluate on a few images, write a checkpoint",
+    )
+    return parser
+
+
+def load_config(config_file: str, overrides: list[str]) -> CfgNode:
+    """The config of a YAML file with ``KEY VALUE`` overrides.
+
+    Raises:
+        ValueError: an unknown key, a value of the wrong type, an override that is an option.
+        FileNotFoundError: no such file.
+    """
+    options = [item for item in overrides if item.startswith("--")]
+    if options:
+        raise ValueError(f"{options[0]} stands among the config overrides: put it before the first KEY VALUE pair")
+    if len(overrides) % 2:
+        raise ValueError(f"config overrides are KEY VALUE pairs, but there are {len(overrides)} words: {overrides}")
+    cfg = get_rc2l_cfg()
+    known = _keys(cfg)
+    if config_file:
+        if not os.path.isfile(config_file):
+            raise FileNotFoundError(f"--config-file {config_file}: no such file (configs/ holds the project's own)")
+        _merge(lambda: cfg.merge_from_file(config_file), known, config_file)
+    _merge(lambda: cfg.merge_from_list(overrides), known, "override")
+    return cfg
+
+
+def _keys(node: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in node.items():
+        keys += _keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [f"{prefix}{name}"]
+    return keys
+
+
+def _merge(merge, known: list[str], source: str) -> None:
+    try:
+        merge()
+    except (KeyError, AssertionError, ValueError) as error:
+        message = str(error.args[0] if error.args else error)
+        close = difflib.get_close_matches(message.rsplit(" ", 1)[-1], known, n=1)
+        raise ValueError(f"{source}: {message}" + (f" (did you mean {close[0]}?)" if close else "")) from error
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Config from the arguments, logging, output folder; everything checked that needs no data.
+
+    Raises:
+        ValueError, FileNotFoundError: what is wrong, where, and the fix.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    resolve_device(cfg, args.num_gpus)
+    if args.fast_dev_run:
+        cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD = 4, 2, 2
+        cfg.SEMI.BURN_IN = min(cfg.SEMI.BURN_IN, 1)
+        cfg.TEST.MAX_IMAGES = 4
+    Method(cfg)
+    amp_dtype(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    # The loggers below "rc2l" and "__main__" go where detectron2's go.
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rc2l")
+    return cfg
+
+
+def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
+    """Train, evaluate, write checkpoints; returns the last scores.
+
+    Raises:
+        ValueError: the data is not as it must be (:class:`~rc2l.data.errors.DatasetError`).
+    """
+    split = build_split(cfg)
+    log_split(split)
+    raise_together(lambda: check_data(cfg, split, cfg.DATASETS.TEST))
+    trainer = SemiSupervisedTrainer(cfg, split)
+    if resume:
+        trainer.resume()
+    return trainer.train()
+
+
+def evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, float]:
+    """Score a checkpoint: teacher and student of ours, or the one network of another file.
+
+    Args:
+        cfg: the config; MODEL.WEIGHTS is the checkpoint.
+        resume: take the newest checkpoint of OUTPUT_DIR instead.
+    """
+    path = cfg.MODEL.WEIGHTS
+    if resume:
+        last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+        if not last.exists():
+            raise FileNotFoundError(f"--eval-only --resume: there is no checkpoint in {cfg.OUTPUT_DIR}")
+        path = str(last.parent / last.read_text().strip())
+    if not path:
+        raise ValueError("--eval-only needs weights: add MODEL.WEIGHTS <file>, or --resume for the newest of OUTPUT_DIR")
+    networks = {}
+    for name in ("teacher", "student"):
+        network = build_model(cfg)
+        report = load_weights(network, path, cfg, prefer=name)
+        networks[report.network] = network
+        if report.network == "model":
+            break
+    return evaluate_networks(cfg, networks, build_test_loader)

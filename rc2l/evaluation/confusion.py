@@ -1,0 +1,73 @@
+"""Confusion matrix of label maps, and the scores that follow from it."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def confusion_matrix(pred: Tensor, target: Tensor, num_classes: int, ignore_label: int = 255) -> Tensor:
+    """Count pixels by true and predicted class, on the device of the inputs and without waiting for it.
+
+    Args:
+        pred: (H, W) integers in [0, K).
+        target: (H, W) integers in [0, K), or ``ignore_label`` where a pixel is not counted. Other values are the
+            caller's to refuse: a check here would stall the device.
+        num_classes: K.
+        ignore_label: label that is not counted.
+
+    Returns:
+        (K, K) int64, element [truth, prediction].
+    """
+    target = target.long().flatten()
+    cells = target * num_classes + pred.long().flatten()
+    # Ignored pixels go to one more cell: masking them out would make a result of a size that the host has to wait for,
+    # and so would bincount.
+    cells = cells.masked_fill_(target == ignore_label, num_classes**2)
+    counts = cells.new_zeros(num_classes**2 + 1).scatter_add_(0, cells, torch.ones_like(cells))
+    return counts[:-1].view(num_classes, num_classes)
+
+
+def scores_from_confusion(matrix: Tensor, class_names: Sequence[str]) -> dict:
+    """Scores in percent.
+
+    A class that is neither in the truth nor predicted is not applicable (NaN) and left out of the means. A class that
+    is predicted but not in the truth has an IoU of 0, which counts in ``mIoU``, and no accuracy. Without any counted
+    pixel everything is NaN.
+
+    Args:
+        matrix: (K, K) counts [truth, prediction].
+        class_names: K names.
+
+    Returns:
+        ``mIoU``; ``mean_accuracy``, the mean over classes in the truth; ``pixel_accuracy``; ``fwIoU``, the IoU weighted
+        by each class's share of the true pixels; and by class name ``IoU``, ``accuracy`` and ``pixels`` (true pixels).
+
+    Raises:
+        ValueError: the number of names is not K.
+    """
+    if matrix.shape != (len(class_names), len(class_names)):
+        raise ValueError(
+            f"confusion matrix has shape {tuple(matrix.shape)}, but there are {len(class_names)} class names"
+        )
+    pixels = matrix.sum(1).cpu()
+    counts = matrix.cpu().double()
+    truth, hits = counts.sum(1), counts.diagonal()
+    # 0 / 0 is NaN, which is what "not applicable" is to be.
+    iou = 100 * hits / (truth + counts.sum(0) - hits)
+    accuracy = 100 * hits / truth
+    return {
+        "mIoU": iou.nanmean().item(),
+        "mean_accuracy": accuracy.nanmean().item(),
+        "pixel_accuracy": (100 * hits.sum() / truth.sum()).item(),
+        "fwIoU": (iou * truth).nansum().div(truth.sum()).item(),
+        "IoU": dict(zip(class_names, iou.tolist(), strict=True)),
+        "accuracy": dict(zip(class_names, accuracy.tolist(), strict=True)),
+        "pixels": dict(zip(class_names, pixels.tolist(), strict=True)),
+    }
+
+
+def format_score(score: float) -> str:
+    """A percentage with two digits after the point, "n/a" for NaN."""
+    return "n/a" if math.isnan(score) else f"{score:.2f}"

@@ -1,0 +1,94 @@
+"""Evaluates the networks of a run by name: one table and one JSON file for each network and test set."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
+from tabulate import tabulate
+from torch import nn
+
+from rc2l.evaluation.confusion import format_score
+from rc2l.evaluation.evaluator import SemSegEvaluator
+
+#: How images are shown to the network and at which size predictions are compared.
+MODE = "single scale, original size"
+_SUMMARY = ("mIoU", "pixel_accuracy", "mean_accuracy", "fwIoU")
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_networks(
+    cfg: CfgNode,
+    networks: Mapping[str, nn.Module],
+    build_loader: Callable[[CfgNode, str], Iterable[list[dict]]],
+) -> dict[str, float]:
+    """Evaluate each network on each of ``cfg.DATASETS.TEST``; log a table, write ``OUTPUT_DIR/inference/*.json``.
+
+    All processes must call it. Networks run in eval mode without gradient, and get their training mode back.
+
+    Args:
+        cfg: read are DATASETS.TEST, MODEL.SEM_SEG_HEAD.NUM_CLASSES, MODEL.DEVICE and OUTPUT_DIR.
+        networks: by name; "teacher" goes first, the rest in the order given.
+        build_loader: called with cfg and dataset name; its loader has a length and gives lists of dicts, each with the
+            label map ``sem_seg`` (H0, W0) uint8 at original size beside what the network reads.
+
+    Returns:
+        On every process, in percent: "<network>/mIoU", "<network>/pixel_accuracy", "<network>/mean_accuracy",
+        "<network>/fwIoU" and "<network>/IoU/<class>", the latter without classes that are not applicable. With several
+        test sets, each key begins with "<dataset>/".
+
+    Raises:
+        ValueError: no test set is configured, or what :class:`SemSegEvaluator` refuses.
+    """
+    if not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is empty; name at least one dataset to evaluate on")
+    results = {}
+    for dataset_name in cfg.DATASETS.TEST:
+        prefix = f"{dataset_name}/" if len(cfg.DATASETS.TEST) > 1 else ""
+        for name in sorted(networks, key=lambda name: name != "teacher"):
+            evaluator = SemSegEvaluator(dataset_name, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.DEVICE)
+            scores = inference_on_dataset(networks[name], build_loader(cfg, dataset_name), evaluator)
+            results |= {f"{prefix}{name}/{key}": scores[key] for key in _SUMMARY}
+            results |= {f"{prefix}{name}/IoU/{c}": iou for c, iou in scores["IoU"].items() if not math.isnan(iou)}
+            if comm.is_main_process():
+                path = Path(cfg.OUTPUT_DIR) / "inference" / f"{dataset_name}_{name}.json"
+                _write_json(path, {"dataset": dataset_name, "network": name, "mode": MODE, **scores})
+                logger.info(f"{_report(dataset_name, name, scores)}\nwritten to {path}")
+    return results
+
+
+def _report(dataset_name: str, network: str, scores: dict) -> str:
+    """Head line and per-class table of one network on one dataset."""
+    summary = ", ".join(f"{key} {format_score(scores[key])}" for key in _SUMMARY)
+    rows = [
+        (index, name, format_score(iou), format_score(scores["accuracy"][name]), scores["pixels"][name])
+        for index, (name, iou) in enumerate(scores["IoU"].items())
+    ]
+    table = tabulate(
+        rows,
+        headers=("id", "class", "IoU [%]", "accuracy [%]", "pixels"),
+        tablefmt="pipe",
+        colalign=("right", "left", "right", "right", "right"),
+        disable_numparse=True,
+    )
+    return f"{network} on {dataset_name}, {scores['num_images']} images ({MODE}): {summary}\n{table}"
+
+
+def _write_json(path: Path, content: dict) -> None:
+    """Write JSON with null for NaN; a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.tmp")
+    scratch.write_text(json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n")
+    os.replace(scratch, path)
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

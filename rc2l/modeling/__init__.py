@@ -1,0 +1,16 @@
+"""Segmentation models; importing this package registers them with detectron2."""
+
+from rc2l.modeling.backbone import build_basic_resnet_backbone
+from rc2l.modeling.mask_former import MaskFormer, MaskFormerHead
+from rc2l.modeling.outputs import SegmentationOutput, semantic_scores
+from rc2l.modeling.pixel_decoder import BasePixelDecoder, TransformerEncoderPixelDecoder
+
+__all__ = [
+    "BasePixelDecoder",
+    "MaskFormer",
+    "MaskFormerHead",
+    "SegmentationOutput",
+    "TransformerEncoderPixelDecoder",
+    "build_basic_resnet_backbone",
+    "semantic_scores",
+]

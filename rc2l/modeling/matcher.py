@@ -1,0 +1,122 @@
+"""Bipartite matching of queries and regions (RC²L section 3.1, MaskFormer)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from rc2l.losses.mask import FOCAL_ALPHA, FOCAL_GAMMA
+from rc2l.losses.regions import Regions
+
+
+@dataclass
+class Matches:
+    """Matched pairs of one group of images, for one or more decoder layers."""
+
+    #: Per layer, the last decoder layer first: (image, query, slot), each (M,) int64 on the device, by image and query.
+    pairs: list[tuple[Tensor, Tensor, Tensor]]
+    #: Number of regions present in each image, on the host; those beyond the number of queries stay unmatched.
+    counts: list[int]
+
+    @property
+    def num_regions(self) -> int:
+        """Regions of the whole group."""
+        return sum(self.counts)
+
+
+def mask_cost(masks: Tensor, regions: Regions, mask_weight: float, dice_weight: float) -> Tensor:
+    """Focal and dice cost of every query and slot, over the valid pixels.
+
+    Shape:
+        masks (B, Q, h, w) logits; regions at the same resolution. Result (B, Q, T).
+    """
+    x = masks.flatten(2)
+    valid = regions.valid.flatten(1)
+    target = (regions.masks().flatten(2) & valid[:, None]).to(x.dtype).transpose(1, 2)  # (B, hw, T)
+    valid = valid.to(x.dtype)[..., None]
+    p = x.sigmoid()
+    softplus = F.softplus(x)
+    positive = FOCAL_ALPHA * (1 - p).pow(FOCAL_GAMMA) * (softplus - x)
+    negative = (1 - FOCAL_ALPHA) * p.pow(FOCAL_GAMMA) * softplus
+    focal = ((positive - negative) @ target + negative @ valid) / valid.sum(1, keepdim=True).clamp(min=1)
+    dice = 1 - (2 * (p @ target) + 1) / (p @ valid + target.sum(1, keepdim=True) + 1)
+    return mask_weight * focal + dice_weight * dice
+
+
+class HungarianMatcher:
+    """Matches queries and regions at the lowest total cost: -p(class), focal and dice, at the masks' resolution.
+
+    Everything runs in float32 (float64 stays), without gradient, for all images and layers together, with a single
+    device-to-host copy.
+    """
+
+    def __init__(self, class_weight: float = 1.0, mask_weight: float = 20.0, dice_weight: float = 1.0) -> None:
+        if class_weight == mask_weight == dice_weight == 0:
+            raise ValueError("the matcher needs at least one weight above 0")
+        self.class_weight = class_weight
+        self.mask_weight = mask_weight
+        self.dice_weight = dice_weight
+
+    @torch.no_grad()
+    def cost(self, logits: Tensor, masks: Tensor, regions: Regions) -> Tensor:
+        """(B, Q, T) cost of giving a query to a region slot.
+
+        Shape:
+            logits (B, Q, K+1); masks (B, Q, h, w) logits; regions at any resolution, sampled to h x w.
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            logits, masks = (x if x.dtype == torch.float64 else x.float() for x in (logits, masks))
+            probs = logits.softmax(-1)
+            slots = regions.labels[:, None].expand(-1, probs.shape[1], -1)
+            cost = mask_cost(masks, regions.resized(*masks.shape[-2:]), self.mask_weight, self.dice_weight)
+            return cost - self.class_weight * probs.gather(2, slots)
+
+    @torch.no_grad()
+    def __call__(self, groups: Sequence[tuple[Sequence[tuple[Tensor, Tensor]], Regions]]) -> list[Matches]:
+        """Match several groups of images at once.
+
+        Args:
+            groups: per group ``layers``, (logits (B, Q, K+1), mask logits (B, Q, h, w)) of each decoder layer to match,
+                and the ``regions`` of its B images.
+
+        Raises:
+            FloatingPointError: the student's outputs are not finite.
+        """
+        costs, shapes = [], []
+        for layers, regions in groups:
+            group_costs = torch.stack([self.cost(logits, masks, regions) for logits, masks in layers])
+            shapes.append(group_costs.shape)
+            costs += [group_costs.flatten(), regions.present().to(group_costs.dtype).flatten()]
+        on_host = torch.cat(costs).cpu().numpy()
+        if not np.isfinite(on_host).all():
+            raise FloatingPointError(
+                "non-finite matching cost: the student's class or mask logits are inf or NaN (too high a learning rate, "
+                "fp16 overflow, or a bad pre-trained file)"
+            )
+        matches, start = [], 0
+        for (_, regions), (L, B, Q, T) in zip(groups, shapes, strict=True):
+            cost = on_host[start : start + L * B * Q * T].reshape(L, B, Q, T)
+            start += L * B * Q * T
+            present = on_host[start : start + B * T].reshape(B, T) > 0
+            start += B * T
+            matches.append(_assign(cost, present, regions.index.device))
+        return matches
+
+
+def _assign(cost: np.ndarray, present: np.ndarray, device: torch.device) -> Matches:
+    slots = [np.flatnonzero(image) for image in present]
+    triples, sizes = [], []
+    for layer in cost:
+        layer_triples = [np.empty((3, 0), dtype=np.int64)]
+        for image, image_slots in enumerate(slots):
+            query, column = linear_sum_assignment(layer[image][:, image_slots])
+            layer_triples.append(np.stack([np.full_like(query, image), query, image_slots[column]]))
+        triples += layer_triples
+        sizes.append(sum(triple.shape[1] for triple in layer_triples))
+    on_device = torch.from_numpy(np.concatenate(triples, axis=1)).to(device, non_blocking=True)
+    pairs = [tuple(layer) for layer in on_device.split(sizes, dim=1)]
+    return Matches(pairs, [len(image_slots) for image_slots in slots])

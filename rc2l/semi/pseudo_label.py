@@ -1,0 +1,55 @@
+"""From teacher outputs to pseudo labels: a label map and a confidence map (RC²L section 3.1, z^t)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rc2l.modeling.outputs import SegmentationOutput, semantic_scores
+
+
+@dataclass
+class PseudoLabels:
+    """Pseudo labels of a batch at crop resolution."""
+
+    #: (B, H, W) uint8, 255 = ignored.
+    label_map: Tensor
+    #: (B, H, W) float32 in [0, 1]: share of the most probable class in the sum over classes.
+    confidence: Tensor
+
+
+@torch.no_grad()
+def pseudo_labels(
+    output: SegmentationOutput, valid: Tensor, min_confidence: float = 0.0, ignore_value: int = 255
+) -> PseudoLabels:
+    """Semantic inference at stride 4, raised to the crop, normalised over classes: argmax and maximum.
+
+    Args:
+        output: the teacher's outputs on the weak views.
+        valid: (B, H, W) bool, False where the crop is padding; such pixels are ignored.
+        min_confidence: pixels below it, in [0, 1], are ignored.
+        ignore_value: label of ignored pixels.
+    """
+    scores = semantic_scores(output.pred_logits, output.pred_masks.sigmoid())
+    scores = F.interpolate(scores, size=valid.shape[-2:], mode="bilinear", align_corners=False)
+    best, label_map = scores.max(1)
+    confidence = best / scores.sum(1).clamp(min=torch.finfo(scores.dtype).tiny)
+    keep = valid & (confidence >= min_confidence)
+    return PseudoLabels(torch.where(keep, label_map, ignore_value).to(torch.uint8), confidence * valid)
+
+
+def drop_small_regions(label_map: Tensor, min_area: int, num_classes: int, ignore_value: int = 255) -> Tensor:
+    """Ignore the classes that cover fewer than ``min_area`` pixels of an image.
+
+    Shape:
+        label_map (B, H, W) uint8. Result alike.
+    """
+    if min_area <= 1:
+        return label_map
+    B = len(label_map)
+    slots = torch.where(label_map == ignore_value, num_classes, label_map.long()).flatten(1)
+    area = torch.zeros(B, num_classes + 1, dtype=torch.int64, device=label_map.device)
+    area.scatter_add_(1, slots, torch.ones_like(slots))
+    small = (area < min_area).gather(1, slots).view_as(label_map)
+    return torch.where(small, ignore_value, label_map)

@@ -1,0 +1,163 @@
+"""Parity of matcher and criterion with the official MaskFormer, and the cases where there is nothing to match."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from rc2l.losses.regions import Regions
+from rc2l.losses.set_criterion import set_criterion
+from rc2l.modeling.matcher import HungarianMatcher, mask_cost
+from tests.shared_data import shared_file
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+    with np.load(shared_file(f"reference/{name}")) as file:
+        return {key: file[key] for key in file.files}
+
+
+def reference_regions(data, batch_size: int, empty: tuple[int, ...] = ()) -> Regions:
+    labels = [torch.from_numpy(data[f"target{b}/labels"]) for b in range(batch_size)]
+    masks = [torch.from_numpy(data[f"target{b}/masks"]) for b in range(batch_size)]
+    for b in empty:
+        labels[b], masks[b] = labels[b][:0], masks[b][:0]
+    return Regions.from_masks(labels, masks)
+
+
+def assignment(matches, layer: int, image: int) -> tuple[list[int], list[int]]:
+    images, queries, slots = matches.pairs[layer]
+    return queries[images == image].tolist(), slots[images == image].tolist()
+
+
+def test_matcher_costs_and_assignments_equal_the_official_ones():
+    data = load("matcher.npz")
+    B = len(data["counts"])
+    regions = reference_regions(data, B)
+    logits, masks = torch.from_numpy(data["pred_logits"]), torch.from_numpy(data["pred_masks"])
+    matcher = HungarianMatcher(float(data["cost_class"]), float(data["cost_mask"]), float(data["cost_dice"]))
+    cost = matcher.cost(logits, masks, regions)
+    cost_f64 = matcher.cost(logits.double(), masks.double(), regions)
+    small = regions.resized(*masks.shape[-2:])
+    focal, dice = mask_cost(masks, small, 1.0, 0.0), mask_cost(masks, small, 0.0, 1.0)
+    (matches,) = matcher([([(logits, masks)], regions)])
+    assert matches.counts == data["counts"].tolist()
+    for b, count in enumerate(data["counts"]):
+        np.testing.assert_allclose(cost[b, :, :count], data[f"cost{b}"], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(cost_f64[b, :, :count], data[f"cost{b}_f64"], rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(focal[b, :, :count], data[f"cost_mask{b}"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(dice[b, :, :count], data[f"cost_dice{b}"], rtol=1e-5, atol=1e-6)
+        assert assignment(matches, 0, b) == (data[f"src{b}"].tolist(), data[f"tgt{b}"].tolist())
+    for class_weight, mask_weight, dice_weight in [(3, 1, 0), (0, 1, 0), (0, 0, 1), (2, 5, 5)]:
+        (matches,) = HungarianMatcher(class_weight, mask_weight, dice_weight)([([(logits, masks)], regions)])
+        name = f"w_{class_weight}_{mask_weight}_{dice_weight}"
+        for b in range(B):
+            assert assignment(matches, 0, b) == (data[f"{name}/src{b}"].tolist(), data[f"{name}/tgt{b}"].tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", ["", "empty/", "all_empty/"])
+def test_criterion_losses_and_gradients_equal_the_official_ones(case, dtype):
+    data = load("criterion.npz")
+    B = len(data["counts"])
+    regions = reference_regions(data, B, empty={"": (), "empty/": (0,), "all_empty/": tuple(range(B))}[case])
+    names = ["", "aux0_", "aux1_"]
+    inputs = {
+        name + kind: torch.from_numpy(data[name + kind]).to(dtype).requires_grad_()
+        for name in names
+        for kind in ("pred_logits", "pred_masks")
+    }
+    layers = [(inputs[name + "pred_logits"], inputs[name + "pred_masks"]) for name in names]
+    (matches,) = HungarianMatcher()([(layers, regions)])
+    if case == "":
+        for layer, name in enumerate(names):
+            for b in range(B):
+                expected = (data[f"match/{name}src{b}"].tolist(), data[f"match/{name}tgt{b}"].tolist())
+                assert assignment(matches, layer, b) == expected
+    losses = set_criterion(layers, regions, matches.pairs, matches.num_regions, float(data["eos_coef"]))
+    suffix = "_f64" if dtype == torch.float64 and f"{case}loss/loss_ce_f64" in data else ""
+    tolerance = 1e-8 if suffix else 1e-5  # the official run kept "no object" 0.1 in float32
+    prefix = f"{case}loss/" if f"{case}loss/loss_ce" in data else case
+    for name, value in losses.items():
+        np.testing.assert_allclose(value.item(), data[f"{prefix}{name}{suffix}"], rtol=tolerance, atol=1e-12)
+    weights = json.loads(str(data["weight_dict_json"]))
+    total = sum(weights[name] * value for name, value in losses.items())
+    total.backward()
+    compared = [name for name in inputs if f"{case}grad/{name}" in data]  # the reference has none of `all_empty`
+    assert len(compared) == {"": 6, "empty/": 2, "all_empty/": 0}[case]
+    for name in compared:
+        expected = torch.from_numpy(data[f"{case}grad/{name}"])
+        error = (inputs[name].grad - expected).norm() / expected.norm()
+        assert error < 1e-5, (name, error)
+
+
+def random_layers(num_layers: int, B: int, Q: int, K: int, size: int):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.randn(B, Q, K + 1, generator=generator, requires_grad=True),
+            torch.randn(B, Q, size, size, generator=generator, requires_grad=True),
+        )
+        for _ in range(num_layers)
+    ]
+
+
+def test_all_ignored_images_give_zero_losses_with_a_graph():
+    layers = random_layers(2, B=2, Q=4, K=3, size=4)
+    regions = Regions.from_label_map(torch.full((2, 8, 8), 255, dtype=torch.uint8), 3)
+    (matches,) = HungarianMatcher()([(layers, regions)])
+    losses = set_criterion(layers, regions, matches.pairs, matches.num_regions, 0.1)
+    assert len(losses) == 6
+    for value in losses.values():
+        assert value.item() == 0
+    sum(losses.values()).backward()
+    assert all(torch.equal(x.grad, torch.zeros_like(x)) for layer in layers for x in layer)
+
+
+def test_ignored_pixels_change_neither_matching_nor_losses():
+    """The same images with other predictions under the ignored pixels give the same result."""
+    label_map = torch.randint(0, 3, (2, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    label_map[:, :, 4:] = 255
+    regions = Regions.from_label_map(label_map, 3)
+    ((logits, masks),) = random_layers(1, B=2, Q=4, K=3, size=8)
+    changed = masks.detach().clone()
+    changed[..., 4:] += 5
+    results = []
+    for m in (masks, changed):
+        (matches,) = HungarianMatcher()([([(logits, m)], regions)])
+        losses = set_criterion([(logits, m)], regions, matches.pairs, matches.num_regions, 0.1)
+        results.append((matches.pairs[0], losses))
+    assert all(torch.equal(a, b) for a, b in zip(results[0][0], results[1][0], strict=True))
+    for name, value in results[0][1].items():
+        torch.testing.assert_close(value, results[1][1][name])
+
+
+def test_more_regions_than_queries_count_all_regions():
+    label_map = torch.arange(4, dtype=torch.uint8).repeat_interleave(16).view(1, 8, 8)
+    regions = Regions.from_label_map(label_map, 4)
+    layers = random_layers(1, B=1, Q=2, K=4, size=8)
+    (matches,) = HungarianMatcher()([(layers, regions)])
+    assert matches.counts == [4] and len(matches.pairs[0][0]) == 2
+
+
+def test_groups_are_matched_as_if_alone():
+    layers = random_layers(2, B=3, Q=5, K=4, size=4)
+    label_map = torch.randint(0, 4, (3, 8, 8), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    regions = Regions.from_label_map(label_map, 4)
+    (alone,) = HungarianMatcher()([(layers, regions)])
+    first = [(logits[:1], masks[:1]) for logits, masks in layers]
+    rest = [(logits[1:], masks[1:]) for logits, masks in layers[:1]]
+    one, two = HungarianMatcher()(
+        [(first, Regions.from_label_map(label_map[:1], 4)), (rest, Regions.from_label_map(label_map[1:], 4))]
+    )
+    for layer in range(2):
+        assert assignment(one, layer, 0) == assignment(alone, layer, 0)
+    for b in range(2):
+        assert assignment(two, 0, b) == assignment(alone, 0, b + 1)
+
+
+def test_non_finite_outputs_are_an_error():
+    logits, masks = random_layers(1, B=1, Q=2, K=2, size=4)[0]
+    regions = Regions.from_label_map(torch.zeros(1, 8, 8, dtype=torch.uint8), 2)
+    with pytest.raises(FloatingPointError, match="non-finite matching cost"):
+        HungarianMatcher()([([(logits, masks * float("nan"))], regions)])

@@ -1,0 +1,29 @@
+#!/usr/bin/env python3
+"""Train or evaluate RC²L and its baselines.
+
+    python train_net.py --config-file configs/voc/rc2l_r101_1-16.yaml --num-gpus 4
+    python train_net.py --config-file configs/voc/rc2l_r101_1-16.yaml --num-gpus 4 --resume
+    python train_net.py --config-file configs/voc/rc2l_r101_1-16.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+    torchrun --nproc-per-node 2 train_net.py --config-file configs/shapes/rc2l.yaml
+
+Any config key can follow as ``KEY VALUE`` pairs, after all the options.
+"""
+
+import argparse
+import sys
+
+from rc2l.engine.launch import launch
+from rc2l.engine.run import argument_parser, evaluate_only, setup, train
+
+
+def main(args: argparse.Namespace) -> dict[str, float]:
+    cfg = setup(args)
+    return evaluate_only(cfg, args.resume) if args.eval_only else train(cfg, args.resume)
+
+
+if __name__ == "__main__":
+    arguments = argument_parser(__doc__).parse_args()
+    try:
+        launch(main, arguments)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
