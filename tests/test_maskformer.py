@@ -11,11 +11,13 @@ import rc2l  # noqa: F401  makes detectron2 importable
 
 # isort: split
 from detectron2.modeling import build_model
+from torch import nn
 from torch.nn import functional as F
 
 from rc2l.config import get_rc2l_cfg
 from rc2l.modeling import MaskFormer, SegmentationOutput
 from rc2l.modeling.position_encoding import sine_position_encoding
+from rc2l.modeling.transformer import TransformerDecoderLayer, TransformerEncoderLayer
 from tests.shared_data import shared_file
 
 TOLERANCE = 5e-4  # reference/README.md, section 1
@@ -308,6 +310,31 @@ def test_gradient_reaches_every_parameter(option, last_layer_only):
     assert unreached == set()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     assert len(output.aux_outputs) == (0 if option == "no_deep_supervision" else 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pre_norm", [True, False])
+def test_layers_are_torchs_where_positions_are_zero(pre_norm):
+    options = {"dropout": 0.3, "batch_first": True, "norm_first": pre_norm}
+    queries, memory, zero = torch.randn(2, 5, 16), torch.randn(2, 7, 16), torch.zeros(1)
+    expected = nn.TransformerEncoderLayer(16, 4, 32, **options).eval()
+    layer = TransformerEncoderLayer(16, 4, 32, 0.3, pre_norm).eval()
+    layer.load_state_dict(expected.state_dict())
+    torch.testing.assert_close(layer(memory, zero), expected(memory), rtol=1e-4, atol=1e-5)
+    expected = nn.TransformerDecoderLayer(16, 4, 32, **options).eval()
+    layer = TransformerDecoderLayer(16, 4, 32, 0.3, pre_norm).eval()
+    layer.load_state_dict(expected.state_dict())
+    torch.testing.assert_close(layer(queries, zero, memory, memory), expected(queries, memory), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("option", ["predictor_encoder", "encoder"])
+def test_dropout_acts_in_train_mode_only(option):
+    for dropout, same in ((0.0, True), (0.5, False)):
+        model = tiny_model(MODEL__MASK_FORMER__DROPOUT=dropout, **OPTIONS[option])
+        assert torch.equal(model(images()).pred_logits, model(images()).pred_logits)
+        model.train()
+        assert torch.equal(model(images()).pred_logits, model(images()).pred_logits) == same
 
 
 def test_transformer_input_option_changes_what_is_built():

@@ -110,8 +110,8 @@ def _check_classes(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...]) -
             pairs = enumerate(zip_longest(classes[first], classes[name]))
             index, (ours, theirs) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
             raise DatasetError(
-                f"datasets '{first}' ({len(classes[first])} classes) and '{name}' ({len(classes[name])} classes) differ: "
-                f"class {index} is '{ours}' and '{theirs}'; train and test on one list of classes"
+                f"datasets '{first}' ({len(classes[first])} classes) and '{name}' ({len(classes[name])} classes) "
+                f"differ: class {index} is '{ours}' and '{theirs}'; train and test on one list of classes"
             )
 
 

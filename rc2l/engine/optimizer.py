@@ -48,7 +48,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """
     groups = parameter_groups(cfg, model)
     if cfg.SOLVER.OPTIMIZER == "ADAMW":
-        return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR)
+        return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, fused=True)
     if cfg.SOLVER.OPTIMIZER == "SGD":
         return torch.optim.SGD(
             groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV

@@ -130,8 +130,9 @@ def evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, float]:
     networks = {}
     for name in ("teacher", "student"):
         network = build_model(cfg)
-        report = load_weights(network, path, cfg, prefer=name)
-        networks[report.network] = network
-        if report.network == "model":
+        report = load_weights(network, path, prefer=name, cfg=cfg, strict=True)
+        if not report.kind.endswith(name):  # not a checkpoint of ours: it holds a single network
+            networks = {"model": network}
             break
+        networks[name] = network
     return evaluate_networks(cfg, networks, build_test_loader)

@@ -156,55 +156,50 @@ def _identity_statistics(model: nn.Module, tensors: dict[str, Tensor], matched: 
     return identity
 
 
-def _is_statistic(name: str) -> bool:
-    return name.endswith(_STATISTICS)
-
-
 def _group(name: str) -> str:
     """backbone.res2.0.conv1.weight -> backbone.res2, sem_seg_head.predictor.x -> sem_seg_head.predictor."""
     return ".".join(name.split(".")[:2])
 
 
-def _blocks(names: Iterable[str]) -> str:
-    """Number of residual blocks of each stage found in the names, as "3, 4, 6, 3"."""
+def _blocks(names: Iterable[str]) -> dict[str, int]:
+    """Number of residual blocks of each stage found in the names."""
     found = {match[0] for name in names if (match := re.match(r"backbone\.(res\d)\.\d+\.", name))}
-    counts = Counter(block.split(".")[1] for block in found)
-    return ", ".join(str(count) for _, count in sorted(counts.items()))
+    return dict(sorted(Counter(block.split(".")[1] for block in found).items()))
 
 
 def _check_backbone(file: WeightFile, state: dict[str, Tensor], report: LoadReport) -> None:
-    expected = {name for name in state if name.startswith("backbone.") and not _is_statistic(name)}
+    expected = {name for name in state if name.startswith("backbone.") and not name.endswith(_STATISTICS)}
     matched = expected.intersection(report.loaded)
     in_file, in_model = _blocks(file.tensors), _blocks(state)
+    other_depth = any(in_file.get(stage, count) != count for stage, count in in_model.items())
+    blocks = f"a ResNet with blocks {tuple(in_file.values())}, the model has {tuple(in_model.values())}"
     if 2 * len(matched) < len(expected):
-        shapes = [name for name, reason in report.skipped.items() if name in expected and "does not fit" in reason]
+        misfits = [name for name in report.skipped if name in expected]
         if not any(name.startswith("backbone.") for name in file.tensors):
-            first = ", ".join(list(file.tensors)[:3])
-            cause = f"its names ({first}, ...) are not those of a backbone"
+            cause = f"its names ({', '.join(list(file.tensors)[:3])}, ...) are not those of a backbone"
             fix = "give a ResNet of torchvision or detectron2, or a MaskFormer checkpoint"
-        elif in_file != in_model:
-            cause = f"the file's ResNet has blocks ({in_file}), the model's ({in_model})"
+        elif other_depth:
+            cause = f"it holds {blocks}"
             fix = "set MODEL.RESNETS.DEPTH to the file's, or give another file"
-        elif shapes:
-            cause = f"shapes differ, as of {shapes[0]}, which in the file is {report.skipped[shapes[0]]} of the model"
+        elif misfits:
+            cause = f"another width or block, first {misfits[0]} {report.skipped[misfits[0]]}"
             fix = "set MODEL.RESNETS.{DEPTH, STEM_OUT_CHANNELS, RES2_OUT_CHANNELS} to the file's, or give another file"
         else:
-            cause = "the architectures differ"
+            cause = "another architecture"
             fix = "set MODEL.BACKBONE.NAME and MODEL.RESNETS to what the file was trained with, or give another file"
         raise ValueError(
-            f"MODEL.WEIGHTS: {file.path} ({file.kind}) fits {len(matched)} of the backbone's {len(expected)} parameters; "
-            f"likely cause: {cause}; fix: {fix}"
+            f"MODEL.WEIGHTS: {file.path} ({file.kind}) fits {len(matched)} of the backbone's {len(expected)} "
+            f"parameters; likely cause: {cause}; fix: {fix}"
         )
-    if expected and in_file != in_model:
-        unfilled = len(expected) - len(matched)
+    if other_depth:
         report.warnings.append(
-            f"MODEL.WEIGHTS: {file.path} is a ResNet with blocks ({in_file}), the model has ({in_model}): {unfilled} "
-            "parameters of the backbone stay random; check MODEL.RESNETS.DEPTH"
+            f"MODEL.WEIGHTS: {file.path} holds {blocks}: {len(expected) - len(matched)} of the model's "
+            f"{len(expected)} backbone parameters stay as initialised; check MODEL.RESNETS.DEPTH"
         )
 
 
 def _statistics_warnings(model: nn.Module, file: WeightFile) -> list[str]:
-    trains_statistics = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    trains_statistics = any(isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) for module in model.modules())
     lacks_statistics = not any(name.endswith(".running_var") for name in file.tensors)
     if file.convention and trains_statistics and lacks_statistics:
         return [
@@ -226,11 +221,11 @@ def _input_warnings(cfg: CfgNode, file: WeightFile) -> list[str]:
     if wanted["FORMAT"] != cfg.INPUT.FORMAT:
         differing.append(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, they expect {wanted['FORMAT']}")
     # A few per cent of another deviation are harmless: published configs round it differently.
-    ratios = [actual / expected for actual, expected in zip(cfg.MODEL.PIXEL_STD, wanted["PIXEL_STD"], strict=True)]
+    ratios = [actual / expected for actual, expected in zip(cfg.MODEL.PIXEL_STD, wanted["PIXEL_STD"], strict=False)]
     if not all(0.9 < ratio < 1.1 for ratio in ratios):
         differing.append(f"MODEL.PIXEL_STD is {list(cfg.MODEL.PIXEL_STD)}, they expect {wanted['PIXEL_STD']}")
     # Basic blocks (18, 34) have no 1x1 convolution to put the stride in.
-    if cfg.MODEL.RESNETS.DEPTH >= 50 and cfg.MODEL.RESNETS.STRIDE_IN_1X1 != wanted["STRIDE_IN_1X1"]:
+    if cfg.MODEL.RESNETS.DEPTH >= 50 and wanted["STRIDE_IN_1X1"] is not cfg.MODEL.RESNETS.STRIDE_IN_1X1:
         differing.append(
             f"MODEL.RESNETS.STRIDE_IN_1X1 is {cfg.MODEL.RESNETS.STRIDE_IN_1X1}, they expect {wanted['STRIDE_IN_1X1']}"
         )

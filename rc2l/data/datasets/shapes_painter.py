@@ -74,7 +74,7 @@ def _class_hue(label: int) -> float:
 
 
 def _place_objects(rng: np.random.Generator, labels: Sequence[int], size: int) -> tuple[list, np.ndarray]:
-    """Frames (x, y, radius, angle) of the objects in pixels, and coverage (1 + objects, H, W) of background and objects.
+    """Frames (x, y, radius, angle) of the objects in pixels, and coverage (1 + objects, H, W), the background first.
 
     Objects may overlap, but the arrangement drawn shows at least ``_MIN_VISIBLE`` of each; if no try does, the best one
     is taken, so that an image has all objects it was asked for.
@@ -103,7 +103,7 @@ def _place_objects(rng: np.random.Generator, labels: Sequence[int], size: int) -
 
 
 def _outline(rng: np.random.Generator, shape: str) -> list[np.ndarray]:
-    """Contours (P, 2) of a shape around the origin, of about unit radius; the inner one of nested contours is a hole."""
+    """Contours (P, 2) of a shape around the origin, of about unit radius; a second contour is a hole."""
     if shape == "circle":
         return [_ring_of_points(48)]
     if shape == "ellipse":

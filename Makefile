@@ -1,0 +1,32 @@
+# Everything from a clone: `make demo` and `make test`. uv is installed into .uv/ where it is not on the PATH.
+PYTHON ?= python3
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+RUN := .venv/bin/python
+
+.PHONY: install demo table test lint clean
+
+install: .venv/installed
+
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv
+	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+.venv/installed: pyproject.toml $(filter .uv/bin/uv,$(UV))
+	$(UV) sync
+	touch $@
+
+demo: install
+	$(RUN) tools/demo.py
+
+table: install
+	$(RUN) tools/demo.py --methods supervised consistency rc2l all_labels --seeds 0 1 2 --output output/table
+
+test: install
+	$(RUN) -m pytest
+
+lint: install
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+clean:
+	rm -rf .venv .uv output .pytest_cache .ruff_cache
