@@ -15,7 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from rc2l.config import get_rc2l_cfg
+from rc2l.losses.regions import Regions
+from rc2l.losses.set_criterion import set_criterion
 from rc2l.modeling import MaskFormer, SegmentationOutput
+from rc2l.modeling.matcher import HungarianMatcher
 from rc2l.modeling.position_encoding import sine_position_encoding
 from rc2l.modeling.transformer import TransformerDecoderLayer, TransformerEncoderLayer
 from tests.shared_data import shared_file
@@ -140,14 +143,29 @@ def test_parity_of_inference(parity):
         assert_close(item["sem_seg"], arrays[f"unaligned/sem_seg{index}"], f"unaligned {index}")
 
 
-def test_parity_of_batch_norm_statistics(parity):
+def test_parity_of_a_training_step(parity):
     arrays, model = parity
     model.train()
-    model(torch.from_numpy(arrays["image"]))
+    output = model(torch.from_numpy(arrays["image"]))
     names = [name for name in arrays.files if name.startswith("train/after/")]
     assert names
     for name in names:
         assert_close(model.get_buffer(name.removeprefix("train/after/")), arrays[name], name)
+
+    labels, masks = ([torch.from_numpy(arrays[f"train/{kind}{b}"]) for b in (0, 1)] for kind in ("labels", "masks"))
+    regions = Regions.from_masks(labels, masks)
+    (matches,) = HungarianMatcher()([(output.layers(), regions)])
+    losses = set_criterion(output.layers(), regions, matches.pairs, matches.num_regions, 0.1)
+    losses = {name: value * (20 if "mask" in name else 1) for name, value in losses.items()}
+    assert {f"train/{name}" for name in losses} == {name for name in arrays.files if name.startswith("train/loss_")}
+    for name, value in losses.items():
+        np.testing.assert_allclose(value.item(), arrays[f"train/{name}"], rtol=1e-4, err_msg=name)
+    sum(losses.values()).backward()
+    norms = {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
+    prefix = "train/gradnorm/"
+    assert {prefix + name for name in norms} == {name for name in arrays.files if name.startswith(prefix)}
+    for name, value in norms.items():
+        np.testing.assert_allclose(value, arrays[prefix + name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def official_yaml(flat: dict) -> str:

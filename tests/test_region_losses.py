@@ -128,7 +128,9 @@ def test_consistency_by_hand():
     valid = torch.ones(1, 1, 2, dtype=torch.bool)
     pseudo = torch.tensor([[[[True, False]]]])
     focal, dice = region.matched_mask_consistency(p.logit(), pseudo, torch.ones(1, 1, dtype=torch.bool), valid)
-    assert focal.item() == pytest.approx((0.25 * 0.2**2 * -math.log(0.8) + 0.75 * 0.3**2 * -math.log(0.7)) / 2, rel=1e-5)
+    assert focal.item() == pytest.approx(
+        (0.25 * 0.2**2 * -math.log(0.8) + 0.75 * 0.3**2 * -math.log(0.7)) / 2, rel=1e-5
+    )
     assert dice.item() == pytest.approx(1 - 2.6 / 3.1, rel=1e-5)
 
 
@@ -155,7 +157,9 @@ def all_losses(case, logits, masks, features, matched, present) -> dict[str, tor
         "rmc": region.region_mask_contrast(picked.sigmoid(), pseudo, matched, valid, 0.3),
         "rmc_infonce": region.region_mask_contrast(picked.sigmoid(), pseudo, matched, valid, 0.3, True),
         "rfc": region.region_feature_contrast(picked.sigmoid(), pseudo, features, matched, valid, 0.3),
-        "rfc_full": region.region_feature_contrast(picked.sigmoid(), pseudo, features, matched, valid, 0.3, True, False),
+        "rfc_full": region.region_feature_contrast(
+            picked.sigmoid(), pseudo, features, matched, valid, 0.3, True, False
+        ),
         "rcc": region.region_class_consistency(logits[image, case["query"]], case["labels"], matched),
         "consistency": sum(region.matched_mask_consistency(picked, pseudo, matched, valid)),
     }

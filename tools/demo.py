@@ -80,12 +80,13 @@ class Run:
         return True
 
     def progress(self) -> tuple[int, str]:
-        """Iterations done, and the last of detectron2's ETA texts."""
+        """Iterations done, and the loss last logged."""
         try:
-            last = json.loads((self.folder / "metrics.json").read_text().splitlines()[-1])
+            rows = [json.loads(line) for line in (self.folder / "metrics.json").read_text().splitlines()]
+            last = [row for row in rows if "total_loss" in row][-1]
         except (FileNotFoundError, IndexError, json.JSONDecodeError):
             return 0, "?"
-        return last["iteration"] + 1, f"{last.get('total_loss', float('nan')):.2f}"
+        return last["iteration"] + 1, f"{last['total_loss']:.2f}"
 
     def score(self, network: str = "teacher") -> float:
         """Final mIoU in percent."""

@@ -171,8 +171,5 @@ class EvaluationMapper:
         else:
             image = read_image(record["file_name"], self.image_format)
         sample["height"], sample["width"] = image.shape[:2]
-        # The resize draws from numpy's generator even where there is only one size to draw.
-        with seeded_randomness(0):
-            resized = self.resize.get_transform(image).apply_image(image)
-        sample["image"] = _image_tensor(resized)
+        sample["image"] = _image_tensor(self.resize.get_transform(image).apply_image(image))
         return sample

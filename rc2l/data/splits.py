@@ -125,7 +125,7 @@ def _num_labeled(options: CfgNode, available: int) -> int:
             f"DATASETS.SPLIT.FRACTION is '{options.FRACTION}'; it must be 'all' or a fraction above 0 and up to 1, "
             "such as '1/16'"
         )
-    # Fraction, not float: 0.1 * 30 is above 3 in floating point and would round up to 4.
+    # Fraction, not float: 0.07 * 100 is above 7 in floating point and would round up to 8.
     return ceil(fraction * available)
 
 

@@ -79,12 +79,18 @@ def _merge(merge, known: list[str], source: str) -> None:
 def setup(args: argparse.Namespace) -> CfgNode:
     """Config from the arguments, logging, output folder; everything checked that needs no data.
 
+    Where OUTPUT_DIR is not set, it is output/<folder and name of the config file>.
+
     Raises:
         ValueError, FileNotFoundError: what is wrong, where, and the fix.
     """
     cfg = load_config(args.config_file, args.opts)
     resolve_device(cfg, args.num_gpus)
+    if cfg.OUTPUT_DIR == get_rc2l_cfg().OUTPUT_DIR and args.config_file:
+        config = Path(args.config_file)
+        cfg.OUTPUT_DIR = f"output/{config.parent.name}/{config.stem}"
     if args.fast_dev_run:
+        cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}/fast_dev_run"
         cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD = 4, 2, 2
         cfg.SEMI.BURN_IN = min(cfg.SEMI.BURN_IN, 1)
         cfg.TEST.MAX_IMAGES = 4
@@ -126,7 +132,9 @@ def evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, float]:
             raise FileNotFoundError(f"--eval-only --resume: there is no checkpoint in {cfg.OUTPUT_DIR}")
         path = str(last.parent / last.read_text().strip())
     if not path:
-        raise ValueError("--eval-only needs weights: add MODEL.WEIGHTS <file>, or --resume for the newest of OUTPUT_DIR")
+        raise ValueError(
+            "--eval-only needs weights: add MODEL.WEIGHTS <file>, or --resume for the newest of OUTPUT_DIR"
+        )
     networks = {}
     for name in ("teacher", "student"):
         network = build_model(cfg)

@@ -63,9 +63,7 @@ class Regions:
             return self
         rows = torch.arange(height, device=self.index.device) * H // height
         columns = torch.arange(width, device=self.index.device) * W // width
-        return Regions(
-            self.index[:, rows[:, None], columns], self.labels, self.valid[:, rows[:, None], columns]
-        )
+        return Regions(self.index[:, rows[:, None], columns], self.labels, self.valid[:, rows[:, None], columns])
 
     def masks(self) -> Tensor:
         """(B, T, H, W) bool: every slot's mask."""

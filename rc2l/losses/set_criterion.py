@@ -56,12 +56,10 @@ def set_criterion(
 
     sizes = [len(image) for image, _, _ in pairs]
     image, slot = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[2] for pair in pairs])
-    predicted = torch.cat(
-        [masks[image, query] for (_, masks), (image, query, _) in zip(layers, pairs, strict=True)]
-    )
-    predicted = F.interpolate(
-        predicted[:, None], size=regions.index.shape[-2:], mode="bilinear", align_corners=False
-    )[:, 0]
+    predicted = torch.cat([masks[image, query] for (_, masks), (image, query, _) in zip(layers, pairs, strict=True)])
+    predicted = F.interpolate(predicted[:, None], size=regions.index.shape[-2:], mode="bilinear", align_corners=False)[
+        :, 0
+    ]
     masks, valid = regions.select(image, slot), regions.valid[image]
     focal = focal_loss(predicted, masks, valid).split(sizes)
     dice = dice_loss(predicted.sigmoid(), masks, valid).split(sizes)
