@@ -70,6 +70,18 @@ def test_supervised_batches_have_no_unlabeled_images(cfg):
     assert batch.unlabeled_files == []
 
 
+@pytest.mark.parametrize("start", [0, 1, 2])
+def test_no_unlabeled_image_is_loaded_during_burn_in_and_nothing_else_changes(cfg, start):
+    straight = batches(cfg, 4)
+    cfg.SEMI.BURN_IN = 2
+    for iteration, batch in enumerate(batches(cfg, 4 - start, start), start):
+        if iteration >= 2:
+            assert_same(batch, straight[iteration])
+            continue
+        assert batch.unlabeled_images.shape == (0, 3, 32, 32) and batch.unlabeled_files == []
+        assert torch.equal(batch.labeled_images, straight[iteration].labeled_images)
+
+
 def test_each_epoch_shows_each_image_once_in_another_order(cfg):
     files = [batch.labeled_files for batch in batches(cfg, 10)]
     stream = list(itertools.chain(*files))

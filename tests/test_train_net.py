@@ -198,7 +198,7 @@ BAD_INPUT = {
     "number of classes": (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7"], r"NUM_CLASSES.*7.*9|9.*NUM_CLASSES.*7"),
     "unknown dataset": (["DATASETS.TRAIN", "('nothing',)"], r"nothing.*shapes_sem_seg_train"),
     "empty split": (["DATASETS.SPLIT.NUM_LABELED", "-1"], r"NUM_LABELED"),
-    "overlap": (["DATASETS.TEST", "('shapes_sem_seg_train',)"], r"overlap|both|also in"),
+    "overlap": (["DATASETS.TEST", "('shapes_sem_seg_train',)"], r"overlap"),
     "too many GPUs": (["--num-gpus", "64"], r"--num-gpus 64, but this machine has"),
     "no such config": (["--config-file", "configs/none.yaml"], r"configs/none\.yaml: no such file"),
     "optimizer": (["SOLVER.OPTIMIZER", "LION"], r"SOLVER\.OPTIMIZER must be ADAMW or SGD"),
@@ -216,7 +216,7 @@ def test_bad_input_is_one_error_before_training(case, tmp_path, monkeypatch):
     parsed = argument_parser("").parse_args([*options, "OUTPUT_DIR", str(tmp_path), *arguments])
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         train_net.launch(train_net.main, parsed)
-    assert "\n" not in str(error.value).strip() or len(str(error.value).splitlines()) < 8
+    assert "\n" not in str(error.value).strip()
 
 
 def break_label(root: Path, action) -> None:
@@ -225,7 +225,7 @@ def break_label(root: Path, action) -> None:
 
 
 BAD_FILES = {
-    "label missing": (Path.unlink, r"train_0000.*(no label|missing|label file)"),
+    "label missing": (Path.unlink, r"label file .*train_0000\.png of this image does not exist"),
     "label id out of range": (
         lambda path: Image.fromarray(np.full((64, 64), 42, np.uint8)).save(path),
         r"train_0000\.png.*42",
@@ -251,7 +251,7 @@ def test_bad_files_are_one_error_before_training(case, datasets, tmp_path, monke
     break_label(tmp_path / "datasets", action)
     monkeypatch.setattr("rc2l.engine.trainer.SemiSupervisedTrainer.run_step", lambda self: pytest.fail("it trained"))
     with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):
-        run("shapes/rc2l.yaml", tmp_path / "output", "DATASETS.SPLIT.FRACTION", "15/16")
+        run("shapes/all_labels.yaml", tmp_path / "output", "DATASETS.SPLIT.FRACTION", "all")
 
 
 def test_the_command_line_prints_one_error_line(tmp_path):

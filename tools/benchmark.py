@@ -138,10 +138,11 @@ def benchmark_step(cfg: CfgNode, repeats: int, warmup: int = 2) -> None:
         rows.append([name, seconds * 1000, 100 * seconds / whole])
     rows.append(["whole step, without data", whole * 1000, 100.0])
     rows.append(["floor: both forwards and backward", lowest * 1000, 100 * lowest / whole])
-    crop, batch_size = cfg.INPUT.CROP.SIZE, (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH_UNLABELED)
+    height, width = cfg.INPUT.CROP.SIZE
     print(
-        f"\none RC²L step on {trainer.device} with {torch.get_num_threads()} thread(s), ResNet-{cfg.MODEL.RESNETS.DEPTH}, "
-        f"crop {crop[0]}x{crop[1]}, {batch_size[0]} labelled + {batch_size[1]} unlabelled images, median of {repeats}:\n"
+        f"\none RC²L step on {trainer.device}, {torch.get_num_threads()} thread(s), ResNet-{cfg.MODEL.RESNETS.DEPTH}, crop "
+        f"{height}x{width}, {cfg.SOLVER.IMS_PER_BATCH} labelled + {cfg.SOLVER.IMS_PER_BATCH_UNLABELED} unlabelled "
+        f"images, median of {repeats}:\n"
     )
     print(tabulate(rows, ["part", "ms", "% of step"], tablefmt="pipe", floatfmt=(None, ".1f", ".1f")))
     print(f"\nwhole step / floor: {ratio:.3f} (median of the ratios of {repeats} pairs)")

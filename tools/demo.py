@@ -19,10 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
 from tabulate import tabulate
 
-from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.data.datasets.location import datasets_root
+from rc2l.data.datasets.shapes import generate_shapes
+from rc2l.data.loader import build_test_loader
+from rc2l.engine.run import load_config
+from rc2l.modeling.weights import load_weights
+from rc2l.visualization.panels import colorize, save_panel
 
 REPO = Path(__file__).resolve().parent.parent
 TITLES = {
@@ -93,6 +100,11 @@ class Run:
         return json.loads((self.folder / "inference" / f"{DATASET}_{network}.json").read_text())["mIoU"]
 
 
+def config(method: str, overrides: list[str]) -> CfgNode:
+    """The config that a run of the method uses."""
+    return load_config(str(REPO / f"configs/shapes/{method}.yaml"), overrides)
+
+
 def train_all(runs: list[Run], at_a_time: int, iterations: int) -> None:
     """Train every unfinished run, showing a progress line."""
     waiting, active = deque(run for run in runs if not run.finished), []
@@ -139,19 +151,11 @@ def table(runs: list[Run], methods: list[str]) -> str:
 
 def picture(runs: list[Run], methods: list[str], path: Path, num_images: int = 6) -> None:
     """Input, ground truth, and each method's prediction (teacher) on validation images."""
-    from detectron2.data import MetadataCatalog
-    from detectron2.modeling import build_model
-
-    from rc2l.data.loader import build_test_loader
-    from rc2l.engine.run import load_config
-    from rc2l.modeling.weights import load_weights
-    from rc2l.visualization.panels import colorize, save_panel
-
     metadata = MetadataCatalog.get(DATASET)
     networks = []
     for method in methods:
         run = next(run for run in runs if run.method == method)
-        cfg = load_config(str(REPO / f"configs/shapes/{method}.yaml"), ["MODEL.DEVICE", "cpu", *run.overrides])
+        cfg = config(method, ["MODEL.DEVICE", "cpu", *run.overrides])
         network = build_model(cfg).eval()
         load_weights(network, str(run.folder / "model_final.pth"), strict=True)
         networks.append(network)
@@ -177,16 +181,15 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="config KEY VALUE pairs for all runs")
     args = parser.parse_args()
 
-    folder = generate_shapes(datasets_root())
+    folder = generate_shapes(datasets_root().resolve())
+    os.environ["DETECTRON2_DATASETS"] = str(folder.parent)
     print(f"dataset: {folder}")
     runs = [
         Run(method, seed, args.output.resolve() / f"{method}_{seed}", args.overrides)
         for seed in args.seeds
         for method in args.methods
     ]
-    from rc2l.engine.run import load_config
-
-    cfg = load_config(str(REPO / f"configs/shapes/{args.methods[0]}.yaml"), args.overrides)
+    cfg = config(args.methods[0], args.overrides)
     try:
         train_all(runs, args.at_a_time, cfg.SOLVER.MAX_ITER)
     except RuntimeError as error:

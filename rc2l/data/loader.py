@@ -30,7 +30,7 @@ class TrainingBatch:
     labeled_images: Tensor
     #: (B_l, H, W) uint8 train ids; 255 = ignore.
     labeled_targets: Tensor
-    #: (B_u, 3, H, W) uint8, the weak view; B_u = 0 where the method is supervised.
+    #: (B_u, 3, H, W) uint8, the weak view; B_u = 0 where the method is supervised and during burn-in.
     unlabeled_images: Tensor
     #: (B_u, 3, H, W) uint8, the strong view of the same crop, before mixing.
     strong_images: Tensor
@@ -93,19 +93,29 @@ class StreamBatchSampler(Sampler):
     """Yields, without end, the (stream, position) keys of this process's share of each iteration.
 
     Iteration i of a stream with a total batch of B takes positions i·B .. i·B + B-1, dealt to the processes in rank
-    order: which images a step sees depends neither on restarts nor on the number of processes.
+    order: which images a step sees depends neither on restarts nor on the number of processes. Before the iteration
+    that ``first_iterations`` names for it (default 0), a stream gives nothing, and its positions are passed over.
     """
 
-    def __init__(self, batch_sizes: dict[int, int], start_iteration: int, rank: int, world_size: int):
+    def __init__(
+        self,
+        batch_sizes: dict[int, int],
+        start_iteration: int,
+        rank: int,
+        world_size: int,
+        first_iterations: dict[int, int] | None = None,
+    ):
         self.batch_sizes = batch_sizes
         self.start_iteration = start_iteration
         self.rank, self.world_size = rank, world_size
+        self.first_iterations = first_iterations or {}
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for iteration in itertools.count(self.start_iteration):
             yield [
                 (stream, iteration * total + self.rank * share + offset)
                 for stream, total in self.batch_sizes.items()
+                if iteration >= self.first_iterations.get(stream, 0)
                 for share in [total // self.world_size]
                 for offset in range(share)
             ]
@@ -137,8 +147,9 @@ def collate(samples: list[tuple[int, dict]]) -> TrainingBatch:
 def build_train_loader(cfg: CfgNode, split: Split, start_iteration: int = 0, seed: int | None = None) -> DataLoader:
     """An endless loader of this process's :class:`TrainingBatch` es, from ``start_iteration`` on.
 
-    The batch of an iteration is a function of the split, the seed and the iteration alone. ``seed`` replaces
-    ``cfg.SEED``; where both leave it open (None, negative), the processes agree on a random one.
+    The batch of an iteration is a function of the split, the seed and the iteration alone. Iterations below
+    ``SEMI.BURN_IN`` look at no unlabeled image, so none is loaded for them. ``seed`` replaces ``cfg.SEED``; where both
+    leave it open (None, negative), the processes agree on a random one.
 
     Raises:
         ValueError: a batch size is below 1 or does not divide by the number of processes; a key of INPUT is bad.
@@ -154,7 +165,9 @@ def build_train_loader(cfg: CfgNode, split: Split, start_iteration: int = 0, see
         streams[UNLABELED] = Stream(split.unlabeled, UnlabeledMapper(cfg), (seed, UNLABELED))
     return DataLoader(
         StreamDataset(streams),
-        batch_sampler=StreamBatchSampler(batch_sizes, start_iteration, comm.get_rank(), world_size),
+        batch_sampler=StreamBatchSampler(
+            batch_sizes, start_iteration, comm.get_rank(), world_size, {UNLABELED: cfg.SEMI.BURN_IN}
+        ),
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,

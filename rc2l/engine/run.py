@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-import rc2l.data.datasets  # noqa: F401  registers the datasets
+import rc2l.data.datasets  # registers the datasets
 import rc2l.modeling  # noqa: F401  registers the architectures
 from rc2l.config import get_rc2l_cfg
 from rc2l.data.check import check_data

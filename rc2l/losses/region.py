@@ -107,7 +107,8 @@ def region_class_consistency(student_logits: Tensor, labels: Tensor, matched: Te
     """RCC (RC²L eq. 9): -log p^s_sigma(i)(c_i^t), "no object" being one of the K+1 classes.
 
     Shape:
-        student_logits (B, T, K+1), of query sigma(i); labels (B, T) int64 in 0..K-1; matched (B, T) bool. Result (B, T).
+        student_logits (B, T, K+1), of query sigma(i); labels (B, T) int64 in 0..K-1; matched (B, T) bool. Result
+        (B, T).
     """
     loss = F.cross_entropy(student_logits.transpose(1, 2), labels, reduction="none")
     return loss * matched

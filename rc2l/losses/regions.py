@@ -53,7 +53,7 @@ class Regions:
     def present(self) -> Tensor:
         """(B, T) bool: slots that hold at least one pixel."""
         B, T = self.labels.shape
-        seen = torch.zeros(B, T + 1, dtype=torch.bool, device=self.index.device)
+        seen = torch.zeros(B, 1 + T, dtype=torch.bool, device=self.index.device)
         return seen.scatter_(1, (self.index + 1).flatten(1), True)[:, 1:]
 
     def resized(self, height: int, width: int) -> "Regions":

@@ -1,0 +1,75 @@
+"""Two processes give the gradient of one process with the joined batch."""
+
+import os
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torch import distributed as dist
+from torch import multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from rc2l.engine.launch import average_over_processes
+from rc2l.engine.run import load_config
+from rc2l.modeling import MaskFormer
+from rc2l.semi.methods import Method
+from tests.shared_data import REPO
+
+#: No batch norm and no dropout: only then do the two have the same mathematics.
+SMALL = """MODEL.RESNETS.NORM FrozenBN MODEL.SEM_SEG_HEAD.CONVS_DIM 32 MODEL.SEM_SEG_HEAD.MASK_DIM 32
+MODEL.MASK_FORMER.HIDDEN_DIM 32 MODEL.MASK_FORMER.DIM_FEEDFORWARD 32 MODEL.MASK_FORMER.DEC_LAYERS 2 MODEL.DEVICE cpu
+MODEL.MASK_FORMER.DROPOUT 0.0""".split()
+
+
+def gradients(method: str, rank: int = 0, world_size: int = 1) -> dict[str, torch.Tensor]:
+    """Gradients of one step on this rank's share of a fixed batch whose images hold different numbers of regions."""
+    torch.manual_seed(0)
+    cfg = load_config(str(REPO / f"configs/shapes/{method}.yaml"), SMALL)
+    student = build_model(cfg)
+    assert isinstance(student, MaskFormer)
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    targets = torch.randint(0, 9, (8, 32, 32), dtype=torch.uint8)
+    targets[0] = 255  # rank 0 has an image without any label, and rank 1 one with a single region
+    targets[1, :, 16:] = 255
+    targets[2] = 3
+    targets[6, 8:] = 1
+    labeled, unlabeled = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size), None
+    unlabeled = slice(4 + labeled.start, 4 + labeled.stop)
+    model = DistributedDataParallel(student) if world_size > 1 else student
+    rules = Method(cfg)
+    chosen = torch.cat([images[labeled], images[unlabeled]]) if rules.semi_supervised else images[labeled]
+    output = model(chosen).float()
+    count = labeled.stop - labeled.start
+    strong = (output[count:], targets[unlabeled]) if rules.semi_supervised else (None, None)
+    losses = rules.losses(output[:count], targets[labeled], *strong, average_over_processes)
+    sum(losses.values()).backward()
+    return {name: parameter.grad for name, parameter in student.named_parameters()}
+
+
+def work(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    torch.save({method: gradients(method, rank, 2) for method in METHODS}, f"{folder}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+METHODS = ("supervised", "consistency", "rc2l")
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("gradients")
+    mp.spawn(work, (29741, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_give_the_gradient_of_the_joined_batch(method, of_two_processes):
+    expected = gradients(method)
+    for name, gradient in expected.items():
+        assert gradient is not None, f"{name} gets no gradient from {method}"
+        first, second = (result[method][name] for result in of_two_processes)
+        assert torch.equal(first, second), name
+        error = (first - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        assert error < 1e-3, (name, error.item())
