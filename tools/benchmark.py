@@ -140,8 +140,8 @@ def benchmark_step(cfg: CfgNode, repeats: int, warmup: int = 2) -> None:
     rows.append(["floor: both forwards and backward", lowest * 1000, 100 * lowest / whole])
     height, width = cfg.INPUT.CROP.SIZE
     print(
-        f"\none RC²L step on {trainer.device}, {torch.get_num_threads()} thread(s), ResNet-{cfg.MODEL.RESNETS.DEPTH}, crop "
-        f"{height}x{width}, {cfg.SOLVER.IMS_PER_BATCH} labelled + {cfg.SOLVER.IMS_PER_BATCH_UNLABELED} unlabelled "
+        f"\none RC²L step on {trainer.device}, {torch.get_num_threads()} thread(s), ResNet-{cfg.MODEL.RESNETS.DEPTH}, "
+        f"crop {height}x{width}, {cfg.SOLVER.IMS_PER_BATCH} labelled + {cfg.SOLVER.IMS_PER_BATCH_UNLABELED} unlabelled "
         f"images, median of {repeats}:\n"
     )
     print(tabulate(rows, ["part", "ms", "% of step"], tablefmt="pipe", floatfmt=(None, ".1f", ".1f")))

@@ -18,6 +18,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import rc2l  # noqa: F401  before detectron2, which it makes importable
+
+# isort: split
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog

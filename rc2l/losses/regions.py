@@ -59,7 +59,7 @@ class Regions:
     def resized(self, height: int, width: int) -> "Regions":
         """The same regions sampled by nearest neighbour: source row floor(i * H / height), columns alike."""
         H, W = self.index.shape[-2:]
-        if (H, W) == (height, width):
+        if self.index.shape[-2:] == (height, width):
             return self
         rows = torch.arange(height, device=self.index.device) * H // height
         columns = torch.arange(width, device=self.index.device) * W // width

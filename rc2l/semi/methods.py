@@ -1,7 +1,7 @@
 """The training methods: which losses a batch gives, with which weights.
 
-``supervised``: RC²L eq. 1 on the labelled images. ``consistency`` (RC²L table 3, row 1) adds matched-mask consistency on
-the unlabelled ones, ``rc2l`` adds RCC, SMC, RMC and RFC there instead (eq. 2 and 3).
+``supervised``: RC²L eq. 1 on the labelled images. ``consistency`` (RC²L table 3, row 1) adds matched-mask consistency
+on the unlabelled ones, ``rc2l`` adds RCC, SMC, RMC and RFC there instead (eq. 2 and 3).
 """
 
 from collections.abc import Callable
