@@ -266,3 +266,12 @@ def test_the_command_line_prints_one_error_line(tmp_path):
 def test_non_finite_outputs_stop_the_run_with_iteration_and_images(tmp_path):
     with pytest.raises(FloatingPointError, match=r"iteration \d+: .*Images of this step: .*train_\d+\.jpg"):
         run("shapes/supervised.yaml", tmp_path, "SOLVER.BASE_LR", 1e30, "SOLVER.CLIP_GRADIENTS.ENABLED", False)
+
+
+def test_best_and_last_checkpoints_are_kept_and_older_ones_are_not(tmp_path):
+    results = run("shapes/supervised.yaml", tmp_path, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINTS_KEPT", 2)
+    kept = {path.name for path in tmp_path.glob("*.pth")}
+    assert kept == {"model_0000002.pth", "model_0000003.pth", "model_final.pth", "model_best.pth"}
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)["trainer"]
+    assert best["best"] == results["teacher/mIoU"] and best["iteration"] == 3
