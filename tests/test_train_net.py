@@ -194,6 +194,7 @@ BAD_INPUT = {
     "wrong type": (["SOLVER.MAX_ITER", "many"], r"SOLVER\.MAX_ITER|MAX_ITER"),
     "unknown union": (["RC2L.UNION", "mean"], r"RC2L\.UNION must be one of"),
     "temperature": (["RC2L.RMC_TEMPERATURE", "0.0"], r"RC2L\.RMC_TEMPERATURE is 0\.0: it must be above 0"),
+    "ignore value": (["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "0"], r"IGNORE_VALUE is 0: it must be 255"),
     "decay": (["SEMI.TEACHER.DECAY", "1.0"], r"SEMI\.TEACHER\.DECAY is 1\.0"),
     "number of classes": (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7"], r"NUM_CLASSES.*7.*9|9.*NUM_CLASSES.*7"),
     "unknown dataset": (["DATASETS.TRAIN", "('nothing',)"], r"nothing.*shapes_sem_seg_train"),

@@ -34,12 +34,16 @@ class Method:
             raise ValueError(f"unknown union '{cfg.RC2L.UNION}': RC2L.UNION must be one of {', '.join(region.UNIONS)}")
         if cfg.SEMI.LOSS_RESOLUTION not in ("mask", "crop"):
             raise ValueError(f"unknown SEMI.LOSS_RESOLUTION '{cfg.SEMI.LOSS_RESOLUTION}': it must be 'mask' or 'crop'")
+        if cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE != 255:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}: it must be 255, which is what "
+                "ignored pixels are in every label map here; map another value to 255 by the dataset's label_map"
+            )
         for key in ("RMC_TEMPERATURE", "RFC_TEMPERATURE"):
             if cfg.RC2L[key] <= 0:
                 raise ValueError(f"RC2L.{key} is {cfg.RC2L[key]}: it must be above 0")
         self.name = cfg.SEMI.METHOD
         self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        self.ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         self.mask_former = cfg.MODEL.MASK_FORMER
         self.unsupervised_weight = cfg.SEMI.UNSUPERVISED_WEIGHT
         self.deep_supervision = cfg.SEMI.DEEP_SUPERVISION
@@ -86,7 +90,7 @@ class Method:
         return losses
 
     def _regions(self, label_map: Tensor) -> Regions:
-        return Regions.from_label_map(label_map, self.num_classes, self.ignore_value)
+        return Regions.from_label_map(label_map, self.num_classes)
 
     def _supervised(self, layers, regions: Regions, matches: Matches, average) -> dict[str, Tensor]:
         losses = set_criterion(
