@@ -199,7 +199,7 @@ BAD_INPUT = {
     "number of classes": (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7"], r"NUM_CLASSES.*7.*9|9.*NUM_CLASSES.*7"),
     "unknown dataset": (["DATASETS.TRAIN", "('nothing',)"], r"nothing.*shapes_sem_seg_train"),
     "empty split": (["DATASETS.SPLIT.NUM_LABELED", "-1"], r"NUM_LABELED"),
-    "overlap": (["DATASETS.TEST", "('shapes_sem_seg_train',)"], r"overlap"),
+    "overlap": (["DATASETS.TEST", "('shapes_sem_seg_train',)"], r"also in the training data"),
     "too many GPUs": (["--num-gpus", "64"], r"--num-gpus 64, but this machine has"),
     "no such config": (["--config-file", "configs/none.yaml"], r"configs/none\.yaml: no such file"),
     "optimizer": (["SOLVER.OPTIMIZER", "LION"], r"SOLVER\.OPTIMIZER must be ADAMW or SGD"),

@@ -36,8 +36,8 @@ class Method:
             raise ValueError(f"unknown SEMI.LOSS_RESOLUTION '{cfg.SEMI.LOSS_RESOLUTION}': it must be 'mask' or 'crop'")
         if cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE != 255:
             raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}: it must be 255, which is what "
-                "ignored pixels are in every label map here; map another value to 255 by the dataset's label_map"
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}: it must be 255, as "
+                "ignored pixels are in every label map here; map another one to 255 by the dataset's label_map"
             )
         for key in ("RMC_TEMPERATURE", "RFC_TEMPERATURE"):
             if cfg.RC2L[key] <= 0:
