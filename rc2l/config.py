@@ -176,7 +176,8 @@ def add_label_config(cfg: CfgNode) -> None:
     # of the pixels of each class; the same images, and DATASETS.UNLABELED, are the unlabeled stream.
     cfg.DATASETS.PARTIAL_LABELS = CfgNode()
     cfg.DATASETS.PARTIAL_LABELS.ENABLED = False
-    # Labeled share of the pixels of each class in each image, in [0, 1]; 0: one pixel. ReCo: 0, 0.01, 0.05, 0.25.
+    # Labeled share of the pixels of each class in each image, in [0, 1]; 0.0: one pixel. ReCo: 0.0,
+    # 0.01, 0.05, 0.25.
     cfg.DATASETS.PARTIAL_LABELS.SHARE = 0.01
     # Which pixels, 0 or more; independent of SEED.
     cfg.DATASETS.PARTIAL_LABELS.SEED = 0
@@ -201,7 +202,12 @@ def add_label_config(cfg: CfgNode) -> None:
     cfg.INPUT.LABELED.BLUR_PROB = 0.0
     cfg.INPUT.LABELED.BLUR_SIGMA = [0.1, 2.0]
     # The same keys for the weak view.
-    cfg.INPUT.WEAK = cfg.INPUT.LABELED.clone()
+    cfg.INPUT.WEAK = CfgNode()
+    cfg.INPUT.WEAK.COLOR_JITTER = [0.0, 0.0, 0.0, 0.0]
+    cfg.INPUT.WEAK.COLOR_JITTER_PROB = 0.8
+    cfg.INPUT.WEAK.GRAYSCALE_PROB = 0.0
+    cfg.INPUT.WEAK.BLUR_PROB = 0.0
+    cfg.INPUT.WEAK.BLUR_SIGMA = [0.1, 2.0]
 
 
 def add_custom_dataset_config(cfg: CfgNode) -> None:

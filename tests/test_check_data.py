@@ -13,7 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from rc2l.config import get_rc2l_cfg
-from rc2l.data.check import DatasetError, check_data
+from rc2l.data.check import check_data
+from rc2l.data.errors import DatasetError
 from rc2l.data.splits import build_split
 from tests.mini_datasets import build_mini_camvid, save_gray_png
 

@@ -13,15 +13,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from rc2l.config import get_rc2l_cfg
-from rc2l.data.datasets import known_datasets, load_records
+from rc2l.data.datasets import known_datasets, load_records, register_custom_datasets
 from rc2l.data.datasets.voc import palette
 from rc2l.data.errors import DatasetError
 from rc2l.data.reading import read_image, read_image_size, read_label
 from tests.mini_datasets import build_mini_camvid, build_mini_cityscapes, build_mini_voc, paint_label, save_gray_png
 from tests.shared_data import REPO, shared_file
 
-CONFIGS = sorted((REPO / "configs").rglob("*.yaml"))
-SIZES = {"voc": 21, "cityscapes": 19, "camvid": 11, "shapes": 9}
+CONFIGS = sorted(path for path in (REPO / "configs").rglob("*.yaml") if path.name != "my_dataset.yaml")
+SIZES = {"voc": 21, "cityscapes": 19, "sun": 37, "camvid": 11, "shapes": 9}
 
 
 @pytest.fixture
@@ -48,7 +48,9 @@ def test_metadata_is_complete(name):
 
 
 def test_all_promised_datasets_are_registered():
-    promised = {f"{d}_sem_seg_{s}" for d in ("shapes", "voc_2012", "cityscapes", "camvid") for s in ("train", "val")}
+    promised = {
+        f"{d}_sem_seg_{s}" for d in ("shapes", "voc_2012", "cityscapes", "sun_rgbd", "camvid") for s in ("train", "val")
+    }
     assert promised | {"voc_2012_sem_seg_train_aug"} <= set(known_datasets())
 
 
@@ -57,6 +59,7 @@ def test_all_promised_datasets_are_registered():
     [
         ("voc_2012_sem_seg_train", "VOCdevkit/VOC2012/JPEGImages"),
         ("cityscapes_sem_seg_val", "cityscapes/leftImg8bit/val"),
+        ("sun_rgbd_sem_seg_train", "sunrgbd/images"),
         ("camvid_sem_seg_train", "camvid/images/train"),
         ("shapes_sem_seg_train", "make_shapes.py"),
     ],
@@ -132,6 +135,22 @@ def test_cityscapes_ids_are_mapped_and_train_ids_are_not(datasets):
     assert preferred == str(converted)
     assert np.array_equal(read_label(preferred, metadata), train_ids[::-1])
     assert np.array_equal(read_label(str(raw), metadata), train_ids)
+
+
+def test_every_cityscapes_id(datasets):
+    """labelIds of the dataset's definition -> train ids, value by value; the license plate (-1) is 255 in a file."""
+    train_ids = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13}
+    train_ids |= {27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+    raw = [*range(34), 255]
+    save_gray_png(np.array([raw], dtype=np.uint8), datasets / "a_gtFine_labelIds.png")
+    metadata = MetadataCatalog.get("cityscapes_sem_seg_train")
+    label = read_label(str(datasets / "a_gtFine_labelIds.png"), metadata)
+    assert label.tolist() == [[train_ids.get(raw_id, 255) for raw_id in raw]]
+    save_gray_png(np.array([[34]], dtype=np.uint8), datasets / "b_gtFine_labelIds.png")
+    with pytest.raises(DatasetError, match="label ids 34 are out of range"):
+        read_label(str(datasets / "b_gtFine_labelIds.png"), metadata)
+    save_gray_png(np.array([[*range(19), 255]], dtype=np.uint8), datasets / "c_gtFine_labelTrainIds.png")
+    assert read_label(str(datasets / "c_gtFine_labelTrainIds.png"), metadata).tolist() == [[*range(19), 255]]
 
 
 def test_camvid_unlabeled_is_ignored(datasets):
@@ -222,6 +241,7 @@ def test_config_loads(path):
     if path.name.startswith("Base-"):
         return
     assert cfg.SEMI.METHOD in ("supervised", "consistency", "rc2l")
+    register_custom_datasets(cfg, path)
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELED, *cfg.DATASETS.TEST]
     assert names and set(names) <= set(known_datasets())
     assert all(len(MetadataCatalog.get(name).stuff_classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES for name in names)

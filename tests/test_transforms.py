@@ -3,21 +3,33 @@
 import rc2l  # noqa: F401  first of all: makes detectron2 importable
 
 # isort: split
+import argparse
 import pickle
 import random
+import runpy
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import transforms as T
+from detectron2.projects.point_rend import ColorAugSSDTransform
 from PIL import Image
+from torchvision.transforms import functional as F
 
 from rc2l.config import get_rc2l_cfg
+from rc2l.data.color import ColorAugSSD, ColorJitter
 from rc2l.data.datasets import load_records
 from rc2l.data.errors import DatasetError
 from rc2l.data.mapper import EvaluationMapper, LabeledMapper, UnlabeledMapper, seeded_randomness
-from rc2l.data.transforms import build_padding, build_strong_augmentations, build_weak_augmentations
+from rc2l.data.transforms import (
+    ResizeCropTransform,
+    build_padding,
+    build_strong_augmentations,
+    build_test_resize,
+    build_weak_augmentations,
+)
 from tests.mini_datasets import build_mini_camvid
+from tests.shared_data import REPO
 
 
 def config(crop=(32, 40), sizes=(24, 48)):
@@ -91,6 +103,120 @@ def test_channel_order_follows_the_config(records):
     rgb = EvaluationMapper(cfg)(records[0])["image"]
     cfg.INPUT.FORMAT = "BGR"
     assert torch.equal(EvaluationMapper(cfg)(records[0])["image"], rgb.flip(0))
+
+
+@pytest.mark.parametrize("new_size", [(37, 53), (120, 160), (200, 301), (60, 160), (300, 40)])
+def test_resize_and_crop_in_one_step_equal_the_two(new_size):
+    random_state = np.random.default_rng(0)
+    image = random_state.integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    label = random_state.integers(0, 9, (120, 160), dtype=np.uint8)
+    resize = T.ResizeTransform(120, 160, *new_size)
+    for _ in range(10):
+        height, width = (int(random_state.integers(1, size + 1)) for size in new_size)
+        top, left = (int(random_state.integers(0, n - m + 1)) for n, m in zip(new_size, (height, width), strict=True))
+        both = ResizeCropTransform((120, 160), new_size, (top, left, height, width))
+        crop = (slice(top, top + height), slice(left, left + width))
+        difference = np.abs(both.apply_image(image).astype(int) - resize.apply_image(image)[crop])
+        assert difference.max() <= 1  # Pillow rounds between rows and columns, and goes first where it is cheaper
+        rows, columns = (  # in the middle between two pixels, either is right
+            ((2 * np.arange(new) + 1) * old % (2 * new) > 0)[part]
+            for old, new, part in zip((120, 160), new_size, crop, strict=True)
+        )
+        clear = np.ix_(rows, columns)
+        assert np.array_equal(both.apply_segmentation(label)[clear], resize.apply_segmentation(label)[crop][clear])
+    assert both.apply_coords(np.array([[160.0, 120.0]])).tolist() == [[new_size[1] - left, new_size[0] - top]]
+
+
+def resized_shapes(cfg, size, count=60) -> set[tuple[int, int]]:
+    """Sizes to which an image of ``size`` is resized before the crop."""
+    shapes, image = set(), np.zeros((*size, 3), dtype=np.uint8)
+    for seed in range(count):
+        with seeded_randomness(seed):
+            shapes.add(build_weak_augmentations(cfg)[0].get_transform(image, None).new_size)
+    return shapes
+
+
+def test_scale_range_is_relative_to_each_image():
+    """ReCo appendix A: a random scale in [0.5, 1.5], whatever the size of the image."""
+    cfg = config()
+    cfg.INPUT.SCALE_RANGE = [0.5, 1.5]
+    for size in ((100, 200), (300, 100)):
+        scales = np.array([(h / size[0], w / size[1]) for h, w in resized_shapes(cfg, size)])
+        assert scales.min() < 0.6 and scales.max() > 1.4 and scales.min() > 0.49 and scales.max() < 1.51
+        assert np.abs(scales[:, 0] - scales[:, 1]).max() < 0.02
+
+
+def test_base_size_comes_first_in_training_and_tests(records):
+    cfg = config()
+    cfg.INPUT.BASE_SIZE = [48, 60]
+    assert resized_shapes(cfg, (36, 48)) == resized_shapes(cfg, (100, 20)) == {(48, 60)}
+    sample = EvaluationMapper(cfg)(records[0])
+    assert sample["image"].shape == (3, 48, 60) and sample["sem_seg"].shape == (sample["height"], sample["width"])
+    assert build_test_resize(config()).short_edge_length == (800, 800)
+    cfg.INPUT.SCALE_RANGE = [0.5, 0.5]
+    assert resized_shapes(cfg, (100, 20)) == {(24, 30)}
+
+
+def test_views_have_color_changes_of_their_own():
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for view in ("LABELED", "WEAK"):
+        cfg = config(crop=(64, 64), sizes=(64, 64))
+        cfg.INPUT.RANDOM_FLIP = "none"
+        cfg.INPUT[view].GRAYSCALE_PROB = 1.0
+        gray = []
+        for labeled in (True, False):
+            augmented = T.AugInput(image)
+            T.AugmentationList(build_weak_augmentations(cfg, labeled=labeled))(augmented)
+            gray.append(bool((augmented.image[..., 0] == augmented.image[..., 1]).all()))
+        assert gray == [view == "LABELED", view == "WEAK"]
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_ssd_colors_are_those_of_detectron2(image_format):
+    """The same draws; a difference only where detectron2 rounds between saturation and hue."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    exact = 0
+    for seed in range(40):
+        with seeded_randomness(seed):
+            theirs = ColorAugSSDTransform(image_format).apply_image(image)
+            after = random.random()
+        with seeded_randomness(seed):
+            ours = ColorAugSSD(image_format).get_transform(image).apply_image(image)
+            assert random.random() == after
+        exact += np.array_equal(ours, theirs)
+        assert np.abs(ours.astype(int) - theirs).mean() < 2
+    assert 20 < exact < 40
+
+
+@pytest.mark.parametrize("operation", range(4))
+def test_jitter_does_what_torchvision_does(operation):
+    """On a picture of smooth colors; hue is in steps of 2 degrees in OpenCV, of 1.4 in Pillow."""
+    rows, columns = np.mgrid[0:64, 0:64]
+    image = np.stack([40 + 3 * rows, 230 - 3 * columns, 60 + rows + columns], axis=-1).astype(np.uint8)
+    strengths = np.eye(4)[operation] * [0.5, 0.5, 0.5, 0.25]
+    adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)[operation]
+    for seed in range(6):
+        with seeded_randomness(seed):
+            ours = ColorJitter(tuple(strengths), "RGB").get_transform(image).apply_image(image)
+        with seeded_randomness(seed):
+            amounts = [np.random.uniform(1 - x, 1 + x) for x in strengths[:3]]
+            amounts.append(np.random.uniform(-strengths[3], strengths[3]))
+        theirs = np.asarray(adjust(Image.fromarray(image), amounts[operation]))
+        assert np.abs(ours.astype(int) - theirs).max() <= (12 if operation == 3 else 2)
+
+
+def test_speed_table_has_a_row_for_every_part(capsys):
+    tool = runpy.run_path(str(REPO / "tools/benchmark_data.py"))
+    small = ["INPUT.CROP.SIZE", "[64,64]", "INPUT.MIN_SIZE_TRAIN", "(64,80)"]
+    parser = argparse.ArgumentParser()
+    tool["add_arguments"](parser)
+    tool["run"](parser.parse_args(["--images", "voc", "--num-images", "1", "--repeats", "1", *small]))
+    table = capsys.readouterr().out
+    parts = "decode image|decode label|ResizeCrop|ColorAugSSD|RandomFlip|PadToSize|ColorJitter|GaussianBlur|collate"
+    for part in [*parts.split("|"), "whole labeled sample", "whole unlabeled sample"]:
+        assert part in table
+    with pytest.raises(ValueError, match=r"--repeats is 0; it must be 1 or more"):
+        tool["run"](parser.parse_args(["--repeats", "0"]))
 
 
 def test_single_category_crops_are_avoided():
@@ -233,6 +359,12 @@ def test_mappers_can_be_sent_to_worker_processes():
         ("INPUT.RANDOM_FLIP", "both", "RANDOM_FLIP is 'both'"),
         ("INPUT.FORMAT", "L", "INPUT.FORMAT is 'L'"),
         ("INPUT.MIN_SIZE_TRAIN", (512,), "MIN_SIZE_TRAIN is .* with 'range'"),
+        ("INPUT.BASE_SIZE", [512], r"INPUT.BASE_SIZE is \[512\]; it must be \[height, width\]"),
+        ("INPUT.BASE_SIZE", [0, 512], r"INPUT.BASE_SIZE is \[0, 512\]"),
+        ("INPUT.SCALE_RANGE", [1.5, 0.5], r"INPUT.SCALE_RANGE is \[1.5, 0.5\]; it must be"),
+        ("INPUT.SCALE_RANGE", [0.0, 0.5], r"INPUT.SCALE_RANGE is"),
+        ("INPUT.WEAK.COLOR_JITTER", [0.1, 0.1], r"INPUT.WEAK.COLOR_JITTER is \[0.1, 0.1\]"),
+        ("INPUT.WEAK.BLUR_PROB", -0.5, r"INPUT.WEAK.BLUR_PROB is -0.5"),
         ("INPUT.STRONG.COLOR_JITTER", [0.1, 0.1, 0.1, 0.6], "COLOR_JITTER is .*hue at most 0.5"),
         ("INPUT.STRONG.BLUR_PROB", 1.5, r"BLUR_PROB is 1.5; it must be in \[0, 1\]"),
         ("INPUT.STRONG.BLUR_SIGMA", [2.0, 1.0], "BLUR_SIGMA is"),

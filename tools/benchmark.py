@@ -1,5 +1,6 @@
-"""Where the time of a step goes.
+"""Where the time of a step goes, and that of the data.
 
+    python tools/benchmark.py data                      # images per second of every part of the loader
     python tools/benchmark.py step                      # R50, crop 256, 2 labelled + 2 unlabelled images
     python tools/benchmark.py step --config-file configs/shapes/rc2l.yaml --repeats 20
 
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+import benchmark_data
 import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
@@ -189,7 +191,11 @@ def main() -> None:
     step.add_argument("--config-file", default="", help="a config of its own instead of R50 at crop 256, batch 2 + 2")
     step.add_argument("--repeats", type=int, default=7)
     step.add_argument("overrides", nargs="*", help="config KEY VALUE pairs")
+    benchmark_data.add_arguments(commands.add_parser("data", help="images per second of each part of the loader"))
     args = parser.parse_args()
+    if args.command == "data":
+        benchmark_data.run(args)
+        return
 
     cfg = load_config(args.config_file, ([] if args.config_file else R50) + DATA + args.overrides)
     resolve_device(cfg, num_gpus=1)

@@ -15,10 +15,9 @@ from tqdm import tqdm
 from rc2l.data.datasets import dataset_family, load_records
 from rc2l.data.errors import DatasetError
 from rc2l.data.mapper import size_mismatch
-from rc2l.data.reading import IGNORE, read_image_size, read_label
+from rc2l.data.partial_labels import read_record_label
+from rc2l.data.reading import IGNORE, read_image_size
 from rc2l.data.splits import Split
-
-__all__ = ["DatasetError", "check_data", "read_label"]
 
 #: Problems that an error message spells out; the rest are counted.
 _SHOWN = 5
@@ -67,14 +66,14 @@ def check_labeled(record: dict) -> np.ndarray:
             f"{record['file_name']}: the label file {path or ''} of this image does not exist; add it or take the "
             "image out of the dataset (images without labels belong in DATASETS.UNLABELED)"
         )
-    label = read_label(path, MetadataCatalog.get(record["dataset"]))
+    label = read_record_label(record)
     if image_size != label.shape:
         raise DatasetError(size_mismatch(record, image_size, label.shape))
     return np.bincount(label.ravel(), minlength=IGNORE + 1)
 
 
-def _run(check: Callable[[dict], object], records: list[dict], title: str) -> list:
-    """Results of ``check`` on all records, or one error about all that failed."""
+def attempt_all(check: Callable[[dict], object], records: list[dict], title: str, workers: int | None = None) -> list:
+    """The result of ``check`` on each record, or its :class:`DatasetError`; in ``workers`` threads, with a bar."""
 
     def attempt(record: dict) -> object:
         try:
@@ -82,9 +81,14 @@ def _run(check: Callable[[dict], object], records: list[dict], title: str) -> li
         except DatasetError as error:
             return error
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(workers) as pool:
         # The bar shows up only where the check takes long.
-        results = list(tqdm(pool.map(attempt, records), title, len(records), delay=3, disable=None))
+        return list(tqdm(pool.map(attempt, records), title, len(records), delay=3, disable=None))
+
+
+def _run(check: Callable[[dict], object], records: list[dict], title: str) -> list:
+    """Results of ``check`` on all records, or one error about all that failed."""
+    results = attempt_all(check, records, title)
     errors = [str(result) for result in results if isinstance(result, DatasetError)]
     if len(errors) == 1:
         raise DatasetError(errors[0])

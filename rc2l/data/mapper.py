@@ -7,13 +7,18 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from torch import Tensor
 
 from rc2l.data.errors import DatasetError
-from rc2l.data.reading import IGNORE, read_image, read_label
-from rc2l.data.transforms import build_padding, build_strong_augmentations, build_weak_augmentations
+from rc2l.data.partial_labels import read_record_label
+from rc2l.data.reading import IGNORE, read_image
+from rc2l.data.transforms import (
+    build_padding,
+    build_strong_augmentations,
+    build_test_resize,
+    build_weak_augmentations,
+)
 
 
 @contextmanager
@@ -42,7 +47,7 @@ def _image_tensor(image: np.ndarray) -> Tensor:
 def _read_pair(record: dict, image_format: str) -> tuple[np.ndarray, np.ndarray]:
     """Image (H, W, 3) and label (H, W) of a dataset dict."""
     image = read_image(record["file_name"], image_format)
-    label = read_label(record["sem_seg_file_name"], MetadataCatalog.get(record["dataset"]))
+    label = read_record_label(record)
     if image.shape[:2] != label.shape:
         raise DatasetError(size_mismatch(record, image.shape[:2], label.shape))
     return image, label
@@ -141,8 +146,8 @@ class UnlabeledMapper:
 class EvaluationMapper:
     """Test dataset dict -> the same dict with what models and evaluators need.
 
-    * ``image`` (3, h, w) uint8, the short edge ``INPUT.MIN_SIZE_TEST`` (0: as it is), the long one at most
-      ``INPUT.MAX_SIZE_TEST``;
+    * ``image`` (3, h, w) uint8, of ``INPUT.BASE_SIZE``, or else the short edge ``INPUT.MIN_SIZE_TEST`` (0: as it is)
+      and the long one at most ``INPUT.MAX_SIZE_TEST``;
     * ``height``, ``width``: the original, upright size;
     * ``sem_seg`` (height, width) uint8 with 255 = ignore, where the image has a label.
 
@@ -151,17 +156,13 @@ class EvaluationMapper:
     """
 
     @configurable
-    def __init__(self, *, min_size: int, max_size: int, image_format: str):
-        self.resize = T.ResizeShortestEdge(min_size, max_size)
+    def __init__(self, *, resize: T.Augmentation, image_format: str):
+        self.resize = resize
         self.image_format = image_format
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        return {
-            "min_size": cfg.INPUT.MIN_SIZE_TEST,
-            "max_size": cfg.INPUT.MAX_SIZE_TEST,
-            "image_format": cfg.INPUT.FORMAT,
-        }
+        return {"resize": build_test_resize(cfg), "image_format": cfg.INPUT.FORMAT}
 
     def __call__(self, record: dict) -> dict:
         sample = dict(record)

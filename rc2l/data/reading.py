@@ -1,5 +1,7 @@
 """Opens image and label files, with errors that name the file."""
 
+from functools import lru_cache
+
 import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import read_image as read_oriented_image
@@ -15,6 +17,7 @@ _NUM_RAW_IDS = 1 << 16
 #: Entry of the lookup table for raw ids that are neither a class nor ignored.
 _INVALID = 254
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+_COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _EXIF_ORIENTATION = 274
 #: What Pillow raises for files that are missing, truncated, absurdly large or no images at all.
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -64,38 +67,49 @@ def read_label(path: str, metadata: Metadata) -> np.ndarray:
 
     * ``label_map``, raw id -> train id (0..K-1, or 255 to ignore). Raw ids that it does not name are errors, except
       ``ignore_label``, which stays ignored unless the map says otherwise;
-    * ``train_id_suffix``: files whose name ends so hold train ids already and are not mapped.
+    * ``train_id_suffix``: files whose name ends so hold train ids already and are not mapped;
+    * ``color_map``, (R, G, B) -> train id or 255: labels are colors (in RGB or in a palette), not ids. Colors that it
+      does not name are errors.
 
-    Palette images are read as indices.
+    Without ``color_map``, palette images are read as indices.
 
     Returns:
         (H, W) uint8, 0..K-1 or 255 where ignored.
 
     Raises:
-        DatasetError: the file is missing, damaged or a color image, or an id is out of range.
+        DatasetError: the file is missing, damaged or (without ``color_map``) a color image, an id is out of range, or
+            a color has no class.
     """
+    color_map = metadata.get("color_map")
     try:
         with PathManager.open(path, "rb") as file, Image.open(file) as image:
             mode = image.mode
-            raw = np.asarray(image) if mode in _LABEL_MODES else None
+            if color_map:
+                raw = np.asarray(image.convert("RGB")) if mode in _COLOR_MODES else None
+            else:
+                raw = np.asarray(image) if mode in _LABEL_MODES else None
     except _READ_ERRORS as error:
         raise _unreadable("label", path, error) from error
+    if raw is None and color_map:
+        raise DatasetError(f"{path}: this label is a {mode} image; with a color_map, labels must be RGB images")
     if raw is None:
         raise DatasetError(
             f"{path}: this label is a {mode} color image; labels must hold one class id per pixel "
-            "(8-bit gray or palette PNG): convert the colors to ids"
+            "(8-bit gray or palette PNG): convert the colors to ids, or give the dataset a color_map"
         )
+    if color_map:
+        return _map_colors(raw, path, metadata.name, color_map)
     if raw.dtype == bool:
         raw = raw.astype(np.uint8)
 
     suffix = metadata.get("train_id_suffix")
     label_map = None if suffix and str(path).endswith(suffix) else metadata.get("label_map")
     table = _lookup_table(metadata, label_map)
-    if raw.dtype == np.uint8 or (raw.min() >= 0 and raw.max() < _NUM_RAW_IDS):
+    if raw.dtype == np.uint8 or (raw.min() >= -1 and raw.max() < _NUM_RAW_IDS):
         label = table[raw]
         bad = np.unique(raw[label == _INVALID]) if _INVALID in label else ()
     else:
-        bad = np.unique(raw[(raw < 0) | (raw >= _NUM_RAW_IDS)])
+        bad = np.unique(raw[(raw < -1) | (raw >= _NUM_RAW_IDS)])
     if len(bad):
         shown = ", ".join(str(int(value)) for value in bad[:8]) + (", ..." if len(bad) > 8 else "")
         last = len(metadata.stuff_classes) - 1
@@ -108,22 +122,47 @@ def read_label(path: str, metadata: Metadata) -> np.ndarray:
 
 
 def _lookup_table(metadata: Metadata, label_map: dict[int, int] | None) -> np.ndarray:
-    """(65536,) uint8: train id, 255 or 254 (invalid) of every raw id."""
+    """(65537,) uint8: train id, 255 or 254 (invalid) of every raw id; the last entry is that of -1."""
     K = len(metadata.stuff_classes)
     if K > _INVALID:
         raise DatasetError(f"dataset '{metadata.name}' has {K} classes; 8-bit label maps allow at most {_INVALID}")
-    table = np.full(_NUM_RAW_IDS, _INVALID, dtype=np.uint8)
+    table = np.full(_NUM_RAW_IDS + 1, _INVALID, dtype=np.uint8)
     table[metadata.get("ignore_label", IGNORE)] = IGNORE
     if label_map is None:
         table[:K] = np.arange(K)
         return table
     for raw_id, train_id in label_map.items():
-        if not (0 <= train_id < K or train_id == IGNORE) or not 0 <= raw_id < _NUM_RAW_IDS:
+        if not (0 <= train_id < K or train_id == IGNORE) or not -1 <= raw_id < _NUM_RAW_IDS:
             raise DatasetError(
                 f"label_map of dataset '{metadata.name}' sends {raw_id} to {train_id}; "
-                f"it must send 0..{_NUM_RAW_IDS - 1} to 0..{K - 1} or {IGNORE}"
+                f"it must send -1..{_NUM_RAW_IDS - 1} to 0..{K - 1} or {IGNORE}"
             )
         table[raw_id] = train_id
+    return table
+
+
+def _map_colors(rgb: np.ndarray, path: str, dataset: str, color_map: dict[tuple[int, int, int], int]) -> np.ndarray:
+    """(H, W, 3) colors -> (H, W) train ids."""
+    # Shifts, not a product with (65536, 256, 1): that would need 64-bit numbers for the whole image.
+    red, green, blue = (rgb[..., channel].astype(np.int32) for channel in range(3))
+    codes = (red << 16) | (green << 8) | blue
+    label = _color_table(tuple(color_map.items()))[codes]
+    if _INVALID in label:
+        bad, counts = np.unique(codes[label == _INVALID], return_counts=True)
+        shown = ", ".join(f"({code >> 16}, {code >> 8 & 255}, {code & 255})" for code in bad[:4].tolist())
+        raise DatasetError(
+            f"{path}: {counts.sum()} pixels have colors that are not in the color_map of dataset '{dataset}': {shown}"
+            f"{', ...' if len(bad) > 4 else ''}; add them (ignore is allowed too), or save labels without smoothing"
+        )
+    return label
+
+
+@lru_cache(maxsize=4)
+def _color_table(color_map: tuple[tuple[tuple[int, int, int], int], ...]) -> np.ndarray:
+    """(2²⁴,) uint8: train id, 255 or 254 (invalid) of every color, at R·2¹⁶ + G·2⁸ + B."""
+    table = np.full(1 << 24, _INVALID, dtype=np.uint8)
+    for (red, green, blue), train_id in color_map:
+        table[red << 16 | green << 8 | blue] = train_id
     return table
 
 

@@ -1,4 +1,7 @@
-"""Which images are labeled and which are not: made from (datasets, fraction, seed), the same on every process."""
+"""Which images are labeled and which are not: drawn from (datasets, fraction, seed) or read from lists.
+
+The same on every machine and process.
+"""
 
 import hashlib
 import logging
@@ -14,9 +17,11 @@ from tqdm import tqdm
 
 from rc2l.data.datasets import dataset_family, load_records
 from rc2l.data.errors import DatasetError
+from rc2l.data.partial_labels import describe_partial_labels, thin_out
 from rc2l.data.reading import IGNORE, read_label
+from rc2l.data.split_lists import ImageIndex, list_files, read_list
 
-_SAMPLINGS = ("random", "class_balanced")
+_SAMPLINGS = ("random", "class_balanced", "few_labels")
 
 
 @dataclass(frozen=True)
@@ -29,24 +34,27 @@ class Split:
     unlabeled: list[dict]
     #: Where the split comes from, in words.
     source: str
-    #: Which draw; ``DATASETS.SPLIT.SEED``.
-    seed: int
+    #: Which draw, ``DATASETS.SPLIT.SEED`` (of images) or ``DATASETS.PARTIAL_LABELS.SEED`` (of pixels); None where lists
+    #: were read.
+    seed: int | None
     #: First 12 hex digits of the SHA-256 of all image ids, labeled and unlabeled.
     hash: str
 
 
 def build_split(cfg: CfgNode) -> Split:
-    """Draw the labeled images from ``DATASETS.TRAIN`` as ``DATASETS.SPLIT`` says.
+    """Draw the labeled images from ``DATASETS.TRAIN`` as ``DATASETS.SPLIT`` says, or read which they are from lists.
 
     Images are ordered by the SHA-256 of "<seed>:<image id>", so that a split depends neither on the order of files nor
     on the machine, and smaller fractions are contained in larger ones. The unlabeled pool is all other images of
-    ``DATASETS.TRAIN`` and ``DATASETS.UNLABELED``, each once.
+    ``DATASETS.TRAIN`` and ``DATASETS.UNLABELED``, each once, or what ``UNLABELED_LIST`` says. With
+    ``DATASETS.PARTIAL_LABELS``, every image that has a label is in the labeled pool, and in the unlabeled one too.
 
     Raises:
-        DatasetError: a dataset is unknown or missing; the fraction, number or sampling is out of range; there is no
+        DatasetError: a dataset is unknown or missing; the fraction, number or sampling is out of range; a list has
+            lines that match no image or several, images twice, or another number of images than asked for; there is no
             labeled image, or no unlabeled one although ``SEMI.METHOD`` learns from them.
     """
-    options = cfg.DATASETS.SPLIT
+    options, partial = cfg.DATASETS.SPLIT, cfg.DATASETS.PARTIAL_LABELS
     if not cfg.DATASETS.TRAIN:
         raise DatasetError("DATASETS.TRAIN is empty; name at least one dataset to take labeled images from")
     train = _load_once(cfg.DATASETS.TRAIN, options.SEED)
@@ -54,18 +62,24 @@ def build_split(cfg: CfgNode) -> Split:
     candidates = [record for record in train if "sem_seg_file_name" in record]
     if not candidates:
         raise DatasetError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image with a label")
+    if partial.ENABLED and (
+        options.LABELED_LIST or options.UNLABELED_LIST or options.NUM_LABELED or options.FRACTION != "all"
+    ):
+        raise DatasetError(
+            "DATASETS.PARTIAL_LABELS labels every image in part, so no images are drawn: set DATASETS.SPLIT.FRACTION "
+            "all, NUM_LABELED 0 and LABELED_LIST '', or PARTIAL_LABELS.ENABLED False"
+        )
 
-    count = _num_labeled(options, len(candidates))
-    if options.SAMPLING not in _SAMPLINGS:
-        raise DatasetError(f"DATASETS.SPLIT.SAMPLING is '{options.SAMPLING}'; it must be one of {_SAMPLINGS}")
-    if options.SAMPLING == "class_balanced" and count < len(candidates):
-        chosen = _balanced_order(_class_presence(candidates), count)
+    pool = [*extra, *train]
+    if options.LABELED_LIST or options.UNLABELED_LIST:
+        labeled, pool = _read_lists(options, candidates, pool)
+        seed = None
+    elif partial.ENABLED:
+        labeled, seed = candidates, partial.SEED
     else:
-        chosen = list(range(count))
-    labeled = [candidates[index] for index in chosen]
-
-    taken = {_identity(record) for record in labeled}
-    rest = {_identity(record): record for record in [*extra, *train] if _identity(record) not in taken}
+        labeled, seed = _draw(options, candidates), options.SEED
+    taken = set() if partial.ENABLED else {_identity(record) for record in labeled}
+    rest = {_identity(record): record for record in pool if _identity(record) not in taken}
     unlabeled = [
         {key: value for key, value in record.items() if key != "sem_seg_file_name"}
         for record in sorted(rest.values(), key=lambda record: _order(record, options.SEED))
@@ -76,15 +90,74 @@ def build_split(cfg: CfgNode) -> Split:
             f"{tuple(cfg.DATASETS.TRAIN)} are labeled; lower DATASETS.SPLIT.FRACTION or NUM_LABELED, "
             "name a dataset in DATASETS.UNLABELED, or train with SEMI.METHOD supervised"
         )
-    return Split(labeled, unlabeled, _describe(cfg), options.SEED, _digest(labeled, unlabeled))
+    digest = _digest(labeled, unlabeled)
+    if partial.ENABLED:
+        labeled = thin_out(cfg, labeled)
+    return Split(labeled, unlabeled, _describe(cfg), seed, digest)
 
 
 def log_split(split: Split) -> None:
     """Write counts, source, seed and hash of a split to the log, in one line."""
+    seed = "" if split.seed is None else f"seed {split.seed}, "
     logging.getLogger("rc2l").info(
         f"Split: {len(split.labeled)} labeled + {len(split.unlabeled)} unlabeled images from {split.source}, "
-        f"seed {split.seed}, hash {split.hash}"
+        f"{seed}hash {split.hash}"
     )
+
+
+def _draw(options: CfgNode, candidates: list[dict]) -> list[dict]:
+    """The images of ``candidates``, which are in hash order, that are labeled."""
+    count = _num_labeled(options, len(candidates))
+    if options.SAMPLING not in _SAMPLINGS:
+        raise DatasetError(f"DATASETS.SPLIT.SAMPLING is '{options.SAMPLING}'; it must be one of {_SAMPLINGS}")
+    if options.SAMPLING == "few_labels":
+        presence = _class_presence(candidates)
+        rich = np.flatnonzero(presence.sum(axis=1) >= options.MIN_CLASSES)
+        if len(rich) < count:
+            raise DatasetError(
+                f"DATASETS.SPLIT asks for {count} images, but only {len(rich)} of {len(candidates)} have the "
+                f"{options.MIN_CLASSES} classes of MIN_CLASSES; lower it, or the number of images"
+            )
+        chosen = rich[_balanced_order(presence[rich], count)]
+    elif options.SAMPLING == "class_balanced" and count < len(candidates):
+        chosen = _balanced_order(_class_presence(candidates), count)
+    else:
+        chosen = range(count)
+    return [candidates[index] for index in chosen]
+
+
+def _read_lists(options: CfgNode, candidates: list[dict], pool: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Labeled images and those that may be unlabeled, as ``DATASETS.SPLIT``'s lists say."""
+    if not options.LABELED_LIST:
+        raise DatasetError(
+            f"DATASETS.SPLIT.UNLABELED_LIST is '{options.UNLABELED_LIST}' without a LABELED_LIST; name both, or none"
+        )
+    labeled_file, unlabeled_file = list_files(options.LABELED_LIST, options.UNLABELED_LIST)
+    index = ImageIndex(candidates)
+    lines = read_list(labeled_file, index, "DATASETS.TRAIN with a label")
+    labeled = [candidates[position] for position in sorted(lines)]
+    if options.NUM_LABELED or options.FRACTION != "all":
+        count = _num_labeled(options, len(candidates))
+        if count != len(labeled):
+            asked = f"NUM_LABELED {count}" if options.NUM_LABELED else f"FRACTION {options.FRACTION} ({count} images)"
+            raise DatasetError(
+                f"{labeled_file} lists {len(labeled)} images, but DATASETS.SPLIT asks for {asked}; set FRACTION all "
+                "and NUM_LABELED 0 to take the list as it is"
+            )
+    if unlabeled_file is None:
+        return labeled, pool
+
+    line_of = {_identity(candidates[position]): number for position, number in lines.items()}
+    images = list({_identity(record): record for record in pool}.values())
+    listed = read_list(unlabeled_file, ImageIndex(images), "DATASETS.TRAIN and DATASETS.UNLABELED")
+    for position, number in listed.items():
+        if _identity(images[position]) in line_of:
+            labeled_line = line_of[_identity(images[position])]
+            raise DatasetError(
+                f"{unlabeled_file} line {number} is labeled by {labeled_file} line {labeled_line} "
+                f"({images[position]['file_name']}); an image must be in one of the lists only"
+            )
+    return labeled, [images[position] for position in listed]
 
 
 def _load_once(names: tuple[str, ...], seed: int) -> list[dict]:
@@ -171,8 +244,16 @@ def _balanced_order(presence: np.ndarray, count: int) -> list[int]:
 
 def _describe(cfg: CfgNode) -> str:
     options = cfg.DATASETS.SPLIT
-    amount = f"{options.NUM_LABELED} images" if options.NUM_LABELED else options.FRACTION
-    text = f"{' + '.join(cfg.DATASETS.TRAIN)} ({amount} labeled, {options.SAMPLING})"
+    if options.LABELED_LIST:
+        lists = f", {options.UNLABELED_LIST}" if options.UNLABELED_LIST else ""
+        how = f"lists {options.LABELED_LIST}{lists}"
+    elif cfg.DATASETS.PARTIAL_LABELS.ENABLED:
+        how = describe_partial_labels(cfg)
+    else:
+        amount = f"{options.NUM_LABELED} images" if options.NUM_LABELED else options.FRACTION
+        how = f"{amount} labeled, {options.SAMPLING}"
+        how += f" with {options.MIN_CLASSES} or more classes" if options.SAMPLING == "few_labels" else ""
+    text = f"{' + '.join(cfg.DATASETS.TRAIN)} ({how})"
     return text + (f", unlabeled also from {' + '.join(cfg.DATASETS.UNLABELED)}" if cfg.DATASETS.UNLABELED else "")
 
 

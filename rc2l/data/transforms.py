@@ -1,19 +1,112 @@
-"""Weak and strong augmentations as detectron2 ``Augmentation``s; what detectron2 has is only configured here.
+"""The geometry of training crops, and the weak, strong and labeled views that the config asks for.
 
-Random numbers come from the global generators of numpy and ``random``, as in detectron2; the mapper seeds them.
+All are detectron2 ``Augmentation``s. Random numbers come from the global generators of numpy and ``random``, as in
+detectron2; the mapper seeds them.
 """
+
+from math import ceil
 
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.projects.point_rend import ColorAugSSDTransform
 from PIL import Image
-from torchvision.transforms import functional as F
 
+from rc2l.data.color import ColorAugSSD, ColorJitter, GaussianBlur, Grayscale
 from rc2l.data.reading import IGNORE
 
 _FORMATS = ("RGB", "BGR")
+#: Tries to find a crop that one class does not fill.
+_MAX_TRIES = 10
+
+
+class ResizeByScale(T.Augmentation):
+    """Resize to ``base_size`` (height, width), or the image's own size where it is empty, times a random scale."""
+
+    def __init__(self, base_size: tuple[int, ...], scale_range: tuple[float, ...]):
+        super().__init__()
+        self.base_size, self.scale_range = base_size, scale_range
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        h, w = image.shape[:2]
+        base_h, base_w = self.base_size or (h, w)
+        scale = np.random.uniform(*self.scale_range) if self.scale_range else 1.0
+        return T.ResizeTransform(h, w, max(round(base_h * scale), 1), max(round(base_w * scale), 1))
+
+
+class ResizeCropTransform(T.Transform):
+    """What a resize from ``size`` to ``new_size`` and then a crop give, computed for the pixels of the crop alone.
+
+    Sizes are (height, width), ``crop`` is (top, left, height, width) in the resized image.
+    """
+
+    def __init__(self, size: tuple[int, int], new_size: tuple[int, int], crop: tuple[int, int, int, int]):
+        super().__init__()
+        self.size, self.new_size, self.crop = size, new_size, crop
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """(h, w, C) uint8 -> (crop height, crop width, C), bilinear, with antialiasing where it shrinks."""
+        top, left, height, width = self.crop
+        if self.size == self.new_size:
+            return img[top : top + height, left : left + width]
+        box, windows = [], []
+        for start, length, old, new in zip(self.crop[:2], self.crop[2:], self.size, self.new_size, strict=True):
+            scale = old / new
+            begin, end = start * scale, min((start + length) * scale, old)
+            reach = ceil(max(scale, 1.0)) + 1  # as far as the filter looks
+            first, last = max(int(begin) - reach, 0), min(ceil(end) + reach, old)
+            box.append((begin - first, min(end - first, last - first)))
+            windows.append(slice(first, last))
+        region = Image.fromarray(np.ascontiguousarray(img[tuple(windows)]))
+        (y0, y1), (x0, x1) = box
+        return np.asarray(region.resize((width, height), Image.BILINEAR, box=(x0, y0, x1, y1)))
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """(h, w) -> (crop height, crop width), nearest neighbor."""
+        top, left, height, width = self.crop
+        if self.size == self.new_size:
+            return segmentation[top : top + height, left : left + width]
+        rows, columns = (
+            (2 * np.arange(start, start + length) + 1) * old // (2 * new)
+            for start, length, old, new in zip(self.crop[:2], self.crop[2:], self.size, self.new_size, strict=True)
+        )
+        return segmentation.take(rows, axis=0).take(columns, axis=1)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """(n, 2) x and y in the image -> in the crop."""
+        scale = np.array(self.new_size[::-1]) / np.array(self.size[::-1])
+        return coords * scale - np.array(self.crop[1::-1])
+
+
+class ResizeCrop(T.Augmentation):
+    """A resize, then a random crop of ``size`` (height, width) or what the image has of it, in one step.
+
+    Where a label is there and ``max_area`` is below 1, crops in which one class has that share or more of the pixels
+    that are not ignored are drawn again, a few times at most.
+    """
+
+    def __init__(self, resize: T.Augmentation, size: tuple[int, int], max_area: float = 1.0):
+        super().__init__()
+        self.resize, self.max_area = resize, max_area
+        self.crop = T.RandomCrop("absolute", size)
+
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray | None) -> T.Transform:
+        size = image.shape[:2]
+        resize = self.resize.get_transform(image)
+        new_size = size if isinstance(resize, T.NoOpTransform) else (resize.new_h, resize.new_w)
+        # A crop is drawn from the size alone, so an image without memory will do.
+        blank = np.broadcast_to(np.uint8(0), new_size)
+        for _ in range(_MAX_TRIES if sem_seg is not None and self.max_area < 1 else 1):
+            crop = self.crop.get_transform(blank)
+            transform = ResizeCropTransform(size, new_size, (crop.y0, crop.x0, crop.h, crop.w))
+            if sem_seg is None or self.max_area >= 1:
+                break
+            label = transform.apply_segmentation(sem_seg)
+            # Counts as np.bincount does, several times as fast.
+            pixels = cv2.calcHist([label], [0], None, [IGNORE], [0, IGNORE])
+            if 0 < pixels.max() < self.max_area * pixels.sum():
+                break
+        return transform
 
 
 class PadToSizeTransform(T.Transform):
@@ -57,77 +150,6 @@ class PadToSize(T.Augmentation):
         return PadToSizeTransform(max(h, self.size[0]), max(w, self.size[1]), self.color)
 
 
-class ColorAugSSD(T.Augmentation):
-    """Color augmentation of the SSD detector, as detectron2's PointRend has it."""
-
-    def __init__(self, image_format: str):
-        super().__init__()
-        self.image_format = image_format
-
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        return ColorAugSSDTransform(self.image_format)
-
-
-class ColorJitter(T.Augmentation):
-    """Brightness, contrast, saturation and hue, each by a random amount, in random order.
-
-    ``strengths`` (b, c, s, h): the first three draw a factor from [1-x, 1+x], the last a hue shift from [-h, h], where
-    1 is the whole color circle.
-    """
-
-    def __init__(self, strengths: tuple[float, float, float, float], image_format: str):
-        super().__init__()
-        self.strengths, self.image_format = strengths, image_format
-
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        *factor_strengths, hue_strength = self.strengths
-        amounts = [np.random.uniform(max(0.0, 1 - x), 1 + x) for x in factor_strengths]
-        amounts.append(np.random.uniform(-hue_strength, hue_strength))
-        adjustments = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-        steps = [(adjustments[i], amounts[i]) for i in np.random.permutation(4) if self.strengths[i] > 0]
-
-        def jitter(rgb: Image.Image) -> Image.Image:
-            for adjust, amount in steps:
-                rgb = adjust(rgb, amount)
-            return rgb
-
-        return _rgb_transform(jitter, self.image_format)
-
-
-class Grayscale(T.Augmentation):
-    """Replace all three channels by the luma."""
-
-    def __init__(self, image_format: str):
-        super().__init__()
-        self.image_format = image_format
-
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        return _rgb_transform(lambda rgb: F.to_grayscale(rgb, num_output_channels=3), self.image_format)
-
-
-class GaussianBlur(T.Augmentation):
-    """Gaussian blur; sigma in pixels is drawn from the range ``sigma``."""
-
-    def __init__(self, sigma: tuple[float, float]):
-        super().__init__()
-        self.sigma = sigma
-
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        sigma = np.random.uniform(*self.sigma)
-        return T.ColorTransform(lambda image: cv2.GaussianBlur(image, (0, 0), sigma))
-
-
-def _rgb_transform(operation, image_format: str) -> T.Transform:
-    """A transform that shows ``operation`` a PIL image in RGB, whatever the channel order of the array."""
-    step = -1 if image_format == "BGR" else 1
-
-    def apply(image: np.ndarray) -> np.ndarray:
-        rgb = Image.fromarray(np.ascontiguousarray(image[..., ::step]))
-        return np.asarray(operation(rgb))[..., ::step]
-
-    return T.ColorTransform(apply)
-
-
 def crop_size(cfg: CfgNode) -> tuple[int, int]:
     """(height, width) of the training crops before ``INPUT.SIZE_DIVISIBILITY``.
 
@@ -151,9 +173,10 @@ def padding_color(cfg: CfgNode) -> tuple[int, ...]:
 
 
 def build_weak_augmentations(cfg: CfgNode, labeled: bool = True) -> list[T.Augmentation]:
-    """Short-edge resize, random crop, color and flip (RC²L section 3.1), without the padding.
+    """Resize, random crop, color and flip (RC²L section 3.1), without the padding.
 
-    Only ``labeled`` images can avoid crops of one class (``INPUT.CROP.SINGLE_CATEGORY_MAX_AREA``).
+    ``labeled`` images follow ``INPUT.LABELED``, others ``INPUT.WEAK``; only labeled ones can avoid crops of one class
+    (``INPUT.CROP.SINGLE_CATEGORY_MAX_AREA``).
 
     Raises:
         ValueError: a key of ``INPUT`` is out of range; the message names it.
@@ -168,22 +191,32 @@ def build_weak_augmentations(cfg: CfgNode, labeled: bool = True) -> list[T.Augme
     if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "vertical", "none"):
         raise ValueError(f"INPUT.RANDOM_FLIP is '{cfg.INPUT.RANDOM_FLIP}'; it must be horizontal, vertical or none")
 
-    size = crop_size(cfg)
     max_area = cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA if labeled else 1.0
-    if max_area < 1.0:
-        crop = T.RandomCrop_CategoryAreaConstraint("absolute", size, max_area, ignored_category=IGNORE)
-    else:
-        crop = T.RandomCrop("absolute", size)
-    augmentations = [_build_resize(cfg), crop]
+    augmentations: list[T.Augmentation] = [ResizeCrop(_build_resize(cfg), crop_size(cfg), max_area)]
     if cfg.INPUT.COLOR_AUG_SSD:
         augmentations.append(ColorAugSSD(cfg.INPUT.FORMAT))
+    augmentations += _build_colors(cfg, "LABELED" if labeled else "WEAK")
     if cfg.INPUT.RANDOM_FLIP != "none":
         horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
         augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
     return augmentations
 
 
+def _base_size(cfg: CfgNode) -> tuple[int, ...]:
+    size = tuple(cfg.INPUT.BASE_SIZE)
+    if len(size) not in (0, 2) or any(edge < 1 or edge != int(edge) for edge in size):
+        raise ValueError(f"INPUT.BASE_SIZE is {list(size)}; it must be [height, width] in pixels, or [] for none")
+    return size
+
+
 def _build_resize(cfg: CfgNode) -> T.Augmentation:
+    base_size, scale_range = _base_size(cfg), tuple(cfg.INPUT.SCALE_RANGE)
+    if scale_range and (len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]):
+        raise ValueError(
+            f"INPUT.SCALE_RANGE is {list(scale_range)}; it must be [smallest, largest], above 0, or [] for none"
+        )
+    if base_size or scale_range:
+        return ResizeByScale(base_size, scale_range)
     sizes, style = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
     sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
     if style not in ("choice", "range") or not sizes or (style == "range" and len(sizes) != 2) or min(sizes) < 0:
@@ -192,6 +225,18 @@ def _build_resize(cfg: CfgNode) -> T.Augmentation:
             "'choice', or (smallest, largest) with 'range'"
         )
     return T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, style)
+
+
+def build_test_resize(cfg: CfgNode) -> T.Augmentation:
+    """``INPUT.BASE_SIZE`` where it is set, else the short edge ``INPUT.MIN_SIZE_TEST`` (0: as it is).
+
+    Raises:
+        ValueError: ``INPUT.BASE_SIZE`` is no size.
+    """
+    base_size = _base_size(cfg)
+    if base_size:
+        return T.Resize(base_size)
+    return T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
 def build_padding(cfg: CfgNode) -> T.Augmentation:
@@ -207,24 +252,29 @@ def build_strong_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     Raises:
         ValueError: a key of ``INPUT.STRONG`` is out of range; the message names it.
     """
-    strong = cfg.INPUT.STRONG
-    jitter, sigma = tuple(strong.COLOR_JITTER), tuple(strong.BLUR_SIGMA)
+    return _build_colors(cfg, "STRONG")
+
+
+def _build_colors(cfg: CfgNode, view: str) -> list[T.Augmentation]:
+    """What ``INPUT.<view>`` asks for; ``view`` is "LABELED", "WEAK" or "STRONG"."""
+    options = cfg.INPUT[view]
+    jitter, sigma = tuple(options.COLOR_JITTER), tuple(options.BLUR_SIGMA)
     if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
         raise ValueError(
-            f"INPUT.STRONG.COLOR_JITTER is {list(jitter)}; it must be [brightness, contrast, saturation, hue], "
+            f"INPUT.{view}.COLOR_JITTER is {list(jitter)}; it must be [brightness, contrast, saturation, hue], "
             "all at least 0, hue at most 0.5"
         )
     for key in ("COLOR_JITTER_PROB", "GRAYSCALE_PROB", "BLUR_PROB"):
-        if not 0 <= strong[key] <= 1:
-            raise ValueError(f"INPUT.STRONG.{key} is {strong[key]}; it must be in [0, 1]")
+        if not 0 <= options[key] <= 1:
+            raise ValueError(f"INPUT.{view}.{key} is {options[key]}; it must be in [0, 1]")
     if len(sigma) != 2 or not 0 < sigma[0] <= sigma[1]:
-        raise ValueError(f"INPUT.STRONG.BLUR_SIGMA is {list(sigma)}; it must be [smallest, largest], above 0")
+        raise ValueError(f"INPUT.{view}.BLUR_SIGMA is {list(sigma)}; it must be [smallest, largest], above 0")
 
     augmentations = []
-    if max(jitter) > 0 and strong.COLOR_JITTER_PROB > 0:
-        augmentations.append(T.RandomApply(ColorJitter(jitter, cfg.INPUT.FORMAT), strong.COLOR_JITTER_PROB))
-    if strong.GRAYSCALE_PROB > 0:
-        augmentations.append(T.RandomApply(Grayscale(cfg.INPUT.FORMAT), strong.GRAYSCALE_PROB))
-    if strong.BLUR_PROB > 0:
-        augmentations.append(T.RandomApply(GaussianBlur(sigma), strong.BLUR_PROB))
+    if max(jitter) > 0 and options.COLOR_JITTER_PROB > 0:
+        augmentations.append(T.RandomApply(ColorJitter(jitter, cfg.INPUT.FORMAT), options.COLOR_JITTER_PROB))
+    if options.GRAYSCALE_PROB > 0:
+        augmentations.append(T.RandomApply(Grayscale(cfg.INPUT.FORMAT), options.GRAYSCALE_PROB))
+    if options.BLUR_PROB > 0:
+        augmentations.append(T.RandomApply(GaussianBlur(sigma), options.BLUR_PROB))
     return augmentations

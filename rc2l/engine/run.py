@@ -12,10 +12,10 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-import rc2l.data.datasets  # registers the datasets
 import rc2l.modeling  # noqa: F401  registers the architectures
 from rc2l.config import get_rc2l_cfg
 from rc2l.data.check import check_data
+from rc2l.data.datasets import register_custom_datasets
 from rc2l.data.loader import build_test_loader
 from rc2l.data.splits import build_split, log_split
 from rc2l.engine.launch import raise_together, resolve_device
@@ -39,10 +39,10 @@ def argument_parser(epilog: str) -> argparse.ArgumentParser:
 
 
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
-    """The config of a YAML file with ``KEY VALUE`` overrides.
+    """The config of a YAML file with ``KEY VALUE`` overrides; the datasets of DATASETS.CUSTOM are registered.
 
     Raises:
-        ValueError: an unknown key, a value of the wrong type, an override that is an option.
+        ValueError: an unknown key, a value of the wrong type, an override that is an option, a wrong dataset file.
         FileNotFoundError: no such file.
     """
     options = [item for item in overrides if item.startswith("--")]
@@ -57,6 +57,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
             raise FileNotFoundError(f"--config-file {config_file}: no such file (configs/ holds the project's own)")
         _merge(lambda: cfg.merge_from_file(config_file), known, config_file)
     _merge(lambda: cfg.merge_from_list(overrides), known, "override")
+    register_custom_datasets(cfg, config_file)
     return cfg
 
 
@@ -71,7 +72,7 @@ def _merge(merge, known: list[str], source: str) -> None:
     try:
         merge()
     except (KeyError, AssertionError, ValueError) as error:
-        message = str(error.args[0] if error.args else error)
+        message = " ".join(str(error.args[0] if error.args else error).split())
         close = difflib.get_close_matches(message.rsplit(" ", 1)[-1], known, n=1)
         raise ValueError(f"{source}: {message}" + (f" (did you mean {close[0]}?)" if close else "")) from error
 
@@ -112,6 +113,8 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     Raises:
         ValueError: the data is not as it must be (:class:`~rc2l.data.errors.DatasetError`).
     """
+    if not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is empty: name a dataset that the networks are scored on")
     split = build_split(cfg)
     log_split(split)
     raise_together(lambda: check_data(cfg, split, cfg.DATASETS.TEST))

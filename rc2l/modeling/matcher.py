@@ -94,8 +94,8 @@ class HungarianMatcher:
         on_host = torch.cat(costs).cpu().numpy()
         if not np.isfinite(on_host).all():
             raise FloatingPointError(
-                "non-finite matching cost: the student's class or mask logits are inf or NaN (too high a learning rate, fp16 "
-                "overflow, or a bad pre-trained file)"
+                "non-finite matching cost: the student's class or mask logits are inf or NaN (learning rate too high, "
+                "overflow in fp16, or a bad pre-trained file)"
             )
         matches, start = [], 0
         for (_, regions), (L, B, Q, T) in zip(groups, shapes, strict=True):

@@ -6,7 +6,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rc2l.data.datasets.camvid import register_camvid
 from rc2l.data.datasets.cityscapes import register_cityscapes
+from rc2l.data.datasets.custom import register_custom_datasets, register_dataset_file, register_semantic_dataset
 from rc2l.data.datasets.shapes import register_shapes
+from rc2l.data.datasets.sun_rgbd import register_sun_rgbd
 from rc2l.data.datasets.voc import register_voc
 from rc2l.data.errors import DatasetError
 
@@ -14,6 +16,16 @@ register_shapes()
 register_voc()
 register_cityscapes()
 register_camvid()
+register_sun_rgbd()
+
+__all__ = [
+    "dataset_family",
+    "known_datasets",
+    "load_records",
+    "register_custom_datasets",
+    "register_dataset_file",
+    "register_semantic_dataset",
+]
 
 
 def dataset_family(name: str) -> str:
@@ -35,18 +47,19 @@ def load_records(name: str) -> list[dict]:
     ``sem_seg_file_name`` where there is a label.
 
     Raises:
-        DatasetError: ``name`` is not registered or has no ``stuff_classes``, its files are missing, or two images have
-            the same id.
+        DatasetError: ``name`` is not registered or has labels but no ``stuff_classes``, its files are missing, or two
+            images have the same id.
     """
     if name not in DatasetCatalog.list():
         raise DatasetError(f"unknown dataset '{name}'; registered are: {', '.join(known_datasets())}")
-    if not MetadataCatalog.get(name).get("stuff_classes"):
-        raise DatasetError(
-            f"dataset '{name}' has no class names for semantic segmentation; set stuff_classes in its metadata"
-        )
     records = [
         {"image_id": Path(record["file_name"]).stem, **record, "dataset": name} for record in DatasetCatalog.get(name)
     ]
+    # Images without labels can do without classes.
+    if not MetadataCatalog.get(name).get("stuff_classes") and any("sem_seg_file_name" in record for record in records):
+        raise DatasetError(
+            f"dataset '{name}' has no class names for semantic segmentation; set stuff_classes in its metadata"
+        )
     if len({record["image_id"] for record in records}) < len(records):
         seen: set[str] = set()
         twice = next(i for i in (record["image_id"] for record in records) if i in seen or seen.add(i))

@@ -26,7 +26,7 @@ def palette(num_colors: int) -> list[tuple[int, int, int]]:
     return [tuple(color) for color in colors.tolist()]
 
 
-def _read_ids(path: Path) -> list[str]:
+def read_ids(path: Path) -> list[str]:
     """Image ids of a list file: one id per line, or the paths of image and label, as SBD's lists have them."""
     return [Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
 
@@ -35,9 +35,9 @@ def _augmented_ids(root: Path, name: str) -> list[str]:
     lists = root / "ImageSets" / "Segmentation"
     for list_name in _AUG_LISTS:
         if (lists / list_name).exists():
-            return _read_ids(lists / list_name)
+            return read_ids(lists / list_name)
     # Archives of the augmented labels often come without a list. They hold the validation labels too.
-    validation = set(_read_ids(require(lists / "val.txt", name)))
+    validation = set(read_ids(require(lists / "val.txt", name)))
     return sorted(path.stem for path in (root / "SegmentationClassAug").glob("*.png") if path.stem not in validation)
 
 
@@ -54,7 +54,7 @@ def load_voc(name: str, subset: str) -> list[dict]:
     if augmented:
         ids = _augmented_ids(root, name)
     else:
-        ids = _read_ids(require(root / "ImageSets" / "Segmentation" / f"{subset}.txt", name))
+        ids = read_ids(require(root / "ImageSets" / "Segmentation" / f"{subset}.txt", name))
     records = [
         {
             "file_name": str(images / f"{image_id}.jpg"),

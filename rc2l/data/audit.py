@@ -1,0 +1,188 @@
+"""Everything about a dataset's files that can be found out by reading each once: classes, sizes, damage, duplicates."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from tabulate import tabulate
+
+from rc2l.data.check import attempt_all, check_labeled
+from rc2l.data.datasets import dataset_family, load_records
+from rc2l.data.datasets.custom import custom_description
+from rc2l.data.datasets.folder import labels_without_image
+from rc2l.data.errors import DatasetError
+from rc2l.data.reading import IGNORE, read_image
+
+#: Ends of the names of datasets that models are tested on.
+_TEST_ENDINGS = ("_val", "_test")
+#: Sizes that a report lists.
+_SHOWN_SIZES = 5
+
+
+@dataclass
+class Inspection:
+    """What one image and its label say."""
+
+    #: (height, width).
+    size: tuple[int, int]
+    #: SHA-256 of the image file.
+    digest: str
+    #: (256,) pixels of each train id, or None without a label.
+    pixels: np.ndarray | None
+
+
+@dataclass
+class DatasetReport:
+    """What the files of one dataset say."""
+
+    name: str
+    records: list[dict]
+    #: One for each record; None where it is damaged.
+    inspections: list[Inspection | None]
+    #: What must be corrected, one line each.
+    problems: list[str] = field(default_factory=list)
+    #: What may be as it should, one line each.
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """(256,) pixels of each train id in all labels."""
+        counts = [i.pixels for i in self.inspections if i is not None and i.pixels is not None]
+        return np.sum(counts, axis=0) if counts else np.zeros(IGNORE + 1, dtype=np.int64)
+
+    @property
+    def images(self) -> np.ndarray:
+        """(256,) number of images that show each train id."""
+        counts = [i.pixels > 0 for i in self.inspections if i is not None and i.pixels is not None]
+        return np.sum(counts, axis=0) if counts else np.zeros(IGNORE + 1, dtype=np.int64)
+
+    def text(self) -> str:
+        """Title, table of classes and sizes."""
+        labeled = sum("sem_seg_file_name" in record for record in self.records)
+        lines = [f"{self.name}: {len(self.records)} images, {labeled} with labels"]
+        if labeled:
+            names = MetadataCatalog.get(self.name).stuff_classes
+            pixels, images, total = self.pixels, self.images, max(int(self.pixels.sum()), 1)
+            rows = [
+                (train_id, name, int(images[train_id]), int(pixels[train_id]), f"{pixels[train_id] / total:.2%}")
+                for train_id, name in [*enumerate(names), (IGNORE, "(ignored)")]
+            ]
+            lines.append(tabulate(rows, headers=("id", "class", "images", "pixels", "share"), tablefmt="github"))
+        sizes = Counter(inspection.size for inspection in self.inspections if inspection is not None)
+        shown = ", ".join(f"{count} of {w}x{h}" for (h, w), count in sizes.most_common(_SHOWN_SIZES))
+        more = f", {len(sizes) - _SHOWN_SIZES} other sizes" if len(sizes) > _SHOWN_SIZES else ""
+        lines.append(f"sizes (width x height): {shown or 'none'}{more}")
+        return "\n".join(lines)
+
+
+def inspect_image(record: dict) -> Inspection:
+    """Decode an image and its label, with all checks of one pair.
+
+    Raises:
+        DatasetError: a file is missing or damaged, sizes differ, or an id or a color has no class.
+    """
+    pixels = check_labeled(record) if "sem_seg_file_name" in record else None
+    size = read_image(record["file_name"], "RGB").shape[:2]
+    return Inspection(size, hashlib.sha256(Path(record["file_name"]).read_bytes()).hexdigest(), pixels)
+
+
+def audit_dataset(name: str, workers: int | None = None) -> DatasetReport:
+    """Read every file of a registered dataset once, in ``workers`` threads.
+
+    Raises:
+        DatasetError: the dataset as a whole cannot be loaded: it is unknown, or its folders or lists are missing.
+    """
+    records = load_records(name)
+    results = attempt_all(inspect_image, records, f"Reading {name}", workers)
+    report = DatasetReport(name, records, [result if isinstance(result, Inspection) else None for result in results])
+    report.problems += [str(result) for result in results if isinstance(result, DatasetError)]
+    without = [record for record in records if "sem_seg_file_name" not in record]
+    if without and len(without) < len(records):
+        report.notes.append(f"{len(without)} images have no label, first {without[0]['file_name']}")
+    if len(without) < len(records):
+        _check_ids(report)
+    for files in _same_content([report]).values():
+        report.notes.append(f"the same image {len(files)} times: {', '.join(path for _, path in files)}")
+    return report
+
+
+def _check_ids(report: DatasetReport) -> None:
+    names, pixels = MetadataCatalog.get(report.name).stuff_classes, report.pixels
+    absent = [name for train_id, name in enumerate(names) if not pixels[train_id]]
+    if len(names) > 1 and pixels[IGNORE] and not pixels[1:IGNORE].any():
+        report.problems.append(
+            f"{report.name}: all labels hold only 0 and {IGNORE}, and {IGNORE} means ignore; if it is foreground, give "
+            "the dataset label_map {0: 0, 255: 1}"
+        )
+    elif absent:
+        report.notes.append(f"no label shows {', '.join(absent)}")
+
+
+def compare_datasets(reports: Sequence[DatasetReport]) -> list[str]:
+    """Problems between datasets: images of training sets in test sets, by id, file or content; class lists that differ.
+
+    Datasets whose names end in ``_val`` or ``_test`` are test sets.
+    """
+    problems = []
+    for first, second in combinations(reports, 2):
+        classes = [MetadataCatalog.get(report.name).get("stuff_classes") for report in (first, second)]
+        if all(classes) and list(classes[0]) != list(classes[1]):
+            problems.append(
+                f"{first.name} and {second.name} have different classes; train and test on one list of them"
+            )
+    test = [report for report in reports if report.name.endswith(_TEST_ENDINGS)]
+    train = [report for report in reports if not report.name.endswith(_TEST_ENDINGS)]
+    for trained in train:
+        files = {os.path.realpath(record["file_name"]) for record in trained.records}
+        ids = {record["image_id"] for record in trained.records}
+        for tested in test:
+            same_family = dataset_family(trained.name) == dataset_family(tested.name)
+            common = [
+                record["image_id"]
+                for record in tested.records
+                if (same_family and record["image_id"] in ids) or os.path.realpath(record["file_name"]) in files
+            ]
+            if common:
+                problems.append(
+                    f"{len(common)} of {len(tested.records)} images of {tested.name} are also in {trained.name}, first "
+                    f"'{common[0]}'; take them out of one of the two"
+                )
+    for files in _same_content(reports).values():
+        paths = {role: [path for name, path in files if name.endswith(_TEST_ENDINGS) == role] for role in (False, True)}
+        # The same file in both is overlap, said above.
+        copies = [path for path in paths[True] if path not in paths[False]]
+        if paths[False] and copies:
+            problems.append(f"{copies[0]} is a copy of the training image {paths[False][0]}; remove one of them")
+    return problems
+
+
+def _same_content(reports: Sequence[DatasetReport]) -> dict[str, list[tuple[str, str]]]:
+    """Digest -> (dataset, file) of the images of equal content, where there is more than one file."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    entries: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for report in reports:
+        for record, inspection in zip(report.records, report.inspections, strict=True):
+            if inspection is not None:
+                found[inspection.digest].setdefault(os.path.realpath(record["file_name"]), record["file_name"])
+                entries[inspection.digest].append((report.name, record["file_name"]))
+    return {digest: entries[digest] for digest, files in found.items() if len(files) > 1}
+
+
+def unmatched_labels(names: Sequence[str]) -> list[str]:
+    """Problems of users' own datasets: label files that belong to no image of any subset."""
+    descriptions = {description.name: description for name in names if (description := custom_description(name))}
+    problems = []
+    for description in descriptions.values():
+        files = labels_without_image(description)
+        if files:
+            problems.append(
+                f"dataset '{description.name}': {len(files)} label files belong to no image, first {files[0]}; add the "
+                "images, or correct names, 'label_suffix' or 'image_suffix'"
+            )
+    return problems

@@ -1,0 +1,279 @@
+"""Images and labels of someone's own dataset: folders, glob patterns, list files -> dataset dicts."""
+
+import glob
+import hashlib
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from detectron2.utils.logger import log_first_n
+
+from rc2l.data.datasets.coco import load_coco
+from rc2l.data.datasets.description import Description, Source
+from rc2l.data.errors import DatasetError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+LABEL_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
+#: Files that people keep label maps in and that cannot be read as such.
+_OTHER_LABEL_SUFFIXES = (".npy", ".jpg", ".jpeg", ".json", ".mat", ".xml", ".webp")
+
+#: An image and its label, if it has one.
+Pair = tuple[Path, Path | None]
+
+
+def load_subset(description: Description, subset: str) -> list[dict]:
+    """Dataset dicts of "train", "val" or "unlabeled".
+
+    The image id is the path below ``root`` without its suffix, so a split does not depend on where the data lies.
+    Training images without a label file have no ``sem_seg_file_name``: they are unlabeled.
+
+    Raises:
+        DatasetError: there are no images or no labels, or a list names a file that is not there.
+    """
+    name = f"{description.name}_sem_seg_{subset}"
+    if subset == "unlabeled":
+        pairs = [(image, None) for image, _ in _pairs(description, description.sources[subset], name)]
+    elif description.val_fraction:
+        pairs = _share(description, _pairs(description, description.sources["train"], name), subset, name)
+    else:
+        pairs = _pairs(description, description.sources[subset], name)
+    if subset == "train" and description.train_is_rest:
+        validation = {image for image, _ in _pairs(description, description.sources["val"], name)}
+        pairs = [pair for pair in pairs if pair[0] not in validation]
+        if not pairs:
+            raise DatasetError(f"dataset '{name}': all images are in 'val'; leave some for training")
+    without = [image for image, label in pairs if label is None]
+    if subset == "val" and without:
+        raise DatasetError(
+            f"dataset '{name}': {len(without)} of {len(pairs)} images have no label, first {without[0]}; add their "
+            "labels, or take them out of 'val'"
+        )
+    if subset == "train" and len(without) == len(pairs):
+        raise DatasetError(
+            f"dataset '{name}': none of the {len(pairs)} images has a label; give 'labels', write the label's path "
+            "behind the image's in the list, or name these images in 'unlabeled'"
+        )
+    if subset == "train" and without:
+        log_first_n(
+            logging.INFO,
+            f"{name}: {len(pairs) - len(without)} of {len(pairs)} images have a label, the others are unlabeled",
+            name="rc2l",
+            key="message",
+        )
+    return [
+        {"file_name": str(image), "image_id": _image_id(image, description.root)}
+        | ({} if label is None else {"sem_seg_file_name": str(label)})
+        for image, label in pairs
+    ]
+
+
+def labels_without_image(description: Description) -> list[Path]:
+    """Files in the label folders that belong to no image of any subset."""
+    sources = [source for subset, source in description.sources.items() if subset != "unlabeled" and not source.coco]
+    used = {label for source in sources for _, label in _pairs(description, source, description.name)}
+    folders = dict.fromkeys(source.labels for source in sources if source.labels)
+    return sorted({path for folder in folders for path in _label_index(folder, description).values()} - used)
+
+
+def _image_id(image: Path, root: Path) -> str:
+    return (image.relative_to(root) if image.is_relative_to(root) else image).with_suffix("").as_posix()
+
+
+def _share(description: Description, pairs: list[Pair], subset: str, name: str) -> list[Pair]:
+    """The part of ``pairs`` that is "train" or "val" by ``val_fraction``, drawn by a hash of the image ids."""
+    labeled = [pair for pair in pairs if pair[1] is not None]
+    if len(labeled) < 2:
+        raise DatasetError(
+            f"dataset '{name}': 'val_fraction' needs 2 or more images with labels, but there are {len(labeled)}; label "
+            "more of them"
+        )
+    count = min(max(round(description.val_fraction * len(labeled)), 1), len(labeled) - 1)
+
+    def order(pair: Pair) -> str:
+        return hashlib.sha256(f"val:{_image_id(pair[0], description.root)}".encode()).hexdigest()
+
+    validation = {image for image, _ in sorted(labeled, key=order)[:count]}
+    return [pair for pair in pairs if (pair[0] in validation) == (subset == "val")]
+
+
+def _pairs(description: Description, source: Source, name: str) -> list[Pair]:
+    """All images of a source with their labels, in order of the list or of the paths."""
+    if source.coco:
+        images = source.images or description.root
+        pairs = load_coco(
+            source.coco,
+            images,
+            description.category_map,
+            description.background,
+            source.labels,
+            description.label_cache,
+        )
+        pairs.sort()
+        return _select(description, source, pairs, images, name) if source.list_file else pairs
+    if not source.images:
+        return _select(description, source, None, description.root, name)
+    base, images = _find_images(description, source, name)
+    if source.labels:
+        pairs = _attach_labels(description, source, base, images, name)
+    else:
+        pairs = [(image, None) for image in images]
+    return _select(description, source, pairs, base, name) if source.list_file else pairs
+
+
+def _find_images(description: Description, source: Source, name: str) -> tuple[Path, list[Path]]:
+    """The folder that label paths mirror, and the images below it."""
+    pattern = source.images
+    if pattern.is_dir():
+        base, found = pattern, pattern.rglob("*")
+    elif glob.has_magic(str(pattern)):
+        base = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
+        found = map(Path, glob.glob(str(pattern), recursive=True))
+    elif pattern.exists():
+        raise DatasetError(
+            f"dataset '{name}': 'images' is {pattern}, which is a file; give a folder, a glob pattern, or a list of "
+            "images that ends in .txt"
+        )
+    else:
+        raise DatasetError(f"dataset '{name}': {pattern} does not exist; correct 'images' or 'root'")
+    images = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+    if source.labels and source.labels != base:
+        images = [path for path in images if source.labels not in path.parents]
+    elif source.labels and description.label_suffix:
+        images = [path for path in images if not path.stem.endswith(description.label_suffix)]
+    images = [path for path in images if path.stem.endswith(description.image_suffix)]
+    if source.labels == base and len({path.with_suffix("") for path in images}) < len(images):
+        raise DatasetError(
+            f"dataset '{name}': {base} holds images and labels of the same names; tell them apart by 'label_suffix' or "
+            f"by a pattern such as images: {base.name}/*.jpg"
+        )
+    if not images:
+        ending = f" whose name ends in '{description.image_suffix}'" if description.image_suffix else ""
+        raise DatasetError(
+            f"dataset '{name}': {pattern} holds no images{ending}; files of {', '.join(IMAGE_SUFFIXES)} are looked for"
+        )
+    return base, images
+
+
+def _label_index(folder: Path, description: Description) -> dict[str, Path]:
+    """Path below ``folder`` without ``label_suffix`` and file suffix -> label file."""
+    index: dict[str, Path] = {}
+    for path in sorted(folder.rglob(f"*{glob.escape(description.label_suffix)}.*")):
+        if path.suffix.lower() not in LABEL_SUFFIXES or path.name.startswith("."):
+            continue
+        key = _key(path, folder, description.label_suffix)
+        if key in index:
+            raise DatasetError(f"{index[key]} and {path.name} are labels of the same image; remove one of them")
+        index[key] = path
+    return index
+
+
+def _key(path: Path, folder: Path, suffix: str) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix().removesuffix(suffix)
+
+
+def _attach_labels(description: Description, source: Source, base: Path, images: list[Path], name: str) -> list[Pair]:
+    if not source.labels.is_dir():
+        raise DatasetError(f"dataset '{name}': the label folder {source.labels} does not exist; correct 'labels'")
+    index = _label_index(source.labels, description)
+    pairs = [(image, index.get(_key(image, base, description.image_suffix))) for image in images]
+    pairs = [(image, None if label == image else label) for image, label in pairs]
+    if all(label is None for _, label in pairs):
+        expected = source.labels / f"{_key(images[0], base, description.image_suffix)}{description.label_suffix}.png"
+        raise DatasetError(
+            f"dataset '{name}': none of the {len(images)} images below {base} has a label in {source.labels}, such as "
+            f"{expected.name} for {images[0].name}; {_label_hint(source.labels)}"
+        )
+    return pairs
+
+
+def _label_hint(folder: Path) -> str:
+    """What to do where no label fits: depends on what the folder holds instead."""
+    suffixes = sorted({path.suffix.lower() for path in folder.rglob("*") if path.is_file()})
+    other = [suffix for suffix in suffixes if suffix in _OTHER_LABEL_SUFFIXES]
+    if other and not set(suffixes) & set(LABEL_SUFFIXES):
+        return f"the folder holds {', '.join(other)} files; save the labels as PNG files"
+    return "correct 'labels', 'label_suffix' or 'image_suffix'"
+
+
+def _select(description: Description, source: Source, pairs: list[Pair] | None, base: Path, name: str) -> list[Pair]:
+    """The images that the list file names, in its order.
+
+    A line is an id (a path without suffix) or a path of an image, or the paths of an image and its label. Paths are
+    relative to the image folder or to ``root``.
+    """
+    lines = _read_lines(source.list_file)
+    labels = dict(pairs) if pairs is not None else {}
+    index = _line_index(description, labels, base)
+    selected: dict[Path, tuple[Path | None, int]] = {}
+    label_index = None
+    for number, line in lines:
+        where = f"{source.list_file}:{number}"
+        image, label = _find(line, index, description, pairs is None), None
+        words = line.replace(",", " ").split()
+        if image is None and len(words) == 2:
+            image, label = _find(words[0], index, description, pairs is None), _file(words[1], description.root)
+            if image is not None and label is None:
+                raise DatasetError(
+                    f"{where}: the label {words[1]} does not exist below {description.root}; correct the list"
+                )
+        if image is None:
+            raise DatasetError(
+                f"{where}: '{line}' is no image below {base}; correct the line: an id, the path of an image, or the "
+                "paths of an image and its label"
+            )
+        if image in selected:
+            raise DatasetError(f"{where}: '{line}' is also in line {selected[image][1]}; list every image once")
+        if label is None and pairs is None and source.labels:
+            if label_index is None:
+                label_index = _label_index(source.labels, description)
+            label = _label_of(image, label_index, description)
+        selected[image] = (label or labels.get(image), number)
+    return [(image, label) for image, (label, _) in selected.items()]
+
+
+def _label_of(image: Path, index: dict[str, Path], description: Description) -> Path | None:
+    """The label whose path is the longest end of the image's path."""
+    parts = (*image.parts[1:-1], image.stem.removesuffix(description.image_suffix))
+    return next((index[key] for start in range(len(parts)) if (key := "/".join(parts[start:])) in index), None)
+
+
+def _read_lines(path: Path) -> list[tuple[int, str]]:
+    """(line number, text) of all lines that are not empty."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise DatasetError(f"{path}: cannot read this list of images ({reason}); correct its path") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if not lines:
+        raise DatasetError(f"{path}: this list of images is empty; write one id or path a line")
+    return lines
+
+
+def _line_index(description: Description, images: Iterable[Path], base: Path) -> dict[str, Path]:
+    """All texts that name an image: paths below the image folder and below root, with and without suffix."""
+    index: dict[str, Path] = {}
+    for image in images:
+        names = [image.relative_to(base).as_posix()]
+        if image.is_relative_to(description.root):
+            names.append(image.relative_to(description.root).as_posix())
+        for text in names:
+            stem = text.removesuffix(image.suffix)
+            for key in (text, stem, stem.removesuffix(description.image_suffix)):
+                index.setdefault(key, image)
+    return index
+
+
+def _find(text: str, index: dict[str, Path], description: Description, anywhere: bool) -> Path | None:
+    """The image that a line names; ``anywhere``: there is no image folder, so look below root."""
+    image = index.get(text) or index.get(text.removeprefix("./").lstrip("/"))
+    if image is None and anywhere:
+        endings = ("", *(f"{description.image_suffix}{suffix}" for suffix in IMAGE_SUFFIXES))
+        candidates = (_file(text + ending, description.root) for ending in endings)
+        image = next((path for path in candidates if path and path.suffix.lower() in IMAGE_SUFFIXES), None)
+    return image
+
+
+def _file(text: str, root: Path) -> Path | None:
+    """The file ``text``, absolute or below ``root``; published lists start paths below root with a slash."""
+    return next((path for path in (root / text, root / text.lstrip("/")) if path.is_file()), None)
