@@ -29,7 +29,7 @@ from rc2l.engine.launch import resolve_device
 from rc2l.engine.run import load_config
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from rc2l.losses import region
-from rc2l.semi import methods
+from rc2l.semi import region_losses
 
 #: A published-size MaskFormer on the made-up images, batch 2 + 2 at crop 256.
 R50 = """
@@ -83,8 +83,8 @@ PARTS: dict[str, Callable[[SemiSupervisedTrainer], tuple[object, str]]] = {
     "teacher and pseudo labels": lambda trainer: (trainer, "label"),
     "mixing": lambda trainer: (trainer, "mix"),
     "student forward": lambda trainer: (trainer, "model"),
-    "matching": lambda trainer: (trainer.method, "matcher"),
-    "supervised loss": lambda _: (methods, "set_criterion"),
+    "matching": lambda trainer: (trainer.method.regions, "matcher"),
+    "supervised loss": lambda _: (region_losses, "set_criterion"),
     "RCC": lambda _: (region, "region_class_consistency"),
     "SMC: union": lambda _: (region, "semantic_union"),
     "SMC: focal and dice": lambda _: (region, "semantic_mask_consistency"),
