@@ -2,6 +2,7 @@
 
     python tools/benchmark.py step                      # R50, crop 256, 2 labelled + 2 unlabelled images
     python tools/benchmark.py step --config-file configs/shapes/rc2l.yaml --repeats 20
+    python tools/benchmark.py reco                      # the ReCo loss alone
 
 ``step`` times one training step of RC²L part by part, on images made up for it, and compares the whole with its floor:
 forward and backward of the student on the same images under a trivial loss, and the teacher's forward. Medians over the
@@ -19,6 +20,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from benchmark_reco import benchmark_reco
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
@@ -173,9 +175,14 @@ def main() -> None:
     step = commands.add_parser("step", help="one RC²L step, part by part, against its floor")
     step.add_argument("--config-file", default="", help="a config of its own instead of R50 at crop 256, batch 2 + 2")
     step.add_argument("--repeats", type=int, default=7)
+    reco = commands.add_parser("reco", help="the ReCo loss alone: time and peak memory")
+    reco.add_argument("--repeats", type=int, default=7)
     step.add_argument("overrides", nargs="*", help="config KEY VALUE pairs")
     args = parser.parse_args()
 
+    if args.command == "reco":
+        benchmark_reco(args.repeats, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return
     cfg = load_config(args.config_file, ([] if args.config_file else R50) + DATA + args.overrides)
     resolve_device(cfg, num_gpus=1)
     with tempfile.TemporaryDirectory() as scratch, mock.patch.dict("os.environ", DETECTRON2_DATASETS=scratch):

@@ -30,6 +30,7 @@ from rc2l.modeling.weights import load_weights
 from rc2l.semi.methods import Method
 from rc2l.semi.pseudo_label import PseudoLabels, drop_small_regions, pseudo_labels
 from rc2l.semi.teacher import Teacher
+from rc2l.visualization.relations import relation_image
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,18 @@ class SemiSupervisedTrainer(TrainerBase):
         """Scores of teacher and student on the test sets, by name."""
         networks = {"teacher": self.teacher.model, "student": self.student}
         self.results = evaluate_networks(self.cfg, networks, build_test_loader)
+        self._draw_relations()
         return self.results
+
+    def _draw_relations(self) -> None:
+        """The relation graph of the last mini-batch, for TensorBoard."""
+        if self.method.reco is None or self.method.reco.last is None or not comm.is_main_process():
+            return
+        last = self.method.reco.last
+        pair = last.present[:, None] & last.present
+        relations = torch.where(pair, last.relations, float("nan")).cpu().numpy()
+        image = relation_image(relations, self.class_names, f"class relations, iteration {self.iter}")
+        self.storage.put_image("reco/class_relations", image.transpose(2, 0, 1))
 
     def run_step(self) -> None:
         start = time.perf_counter()
