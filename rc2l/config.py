@@ -170,6 +170,17 @@ def add_reco_config(cfg: CfgNode) -> None:
     # confident.
     cfg.SELF_TRAINING.CONFIDENCE_THRESHOLD = 0.97
 
+    cfg.S4GAN = CfgNode()
+    # Weights of feature matching and of self-training on predictions that the discriminator trusts (S4GAN: 0.1, 1).
+    cfg.S4GAN.FEATURE_MATCHING_WEIGHT = 0.1
+    cfg.S4GAN.SELF_TRAINING_WEIGHT = 1.0
+    # gamma of S4GAN, in [0, 1]: discriminator score from which a prediction is trained on.
+    cfg.S4GAN.SCORE_THRESHOLD = 0.6
+    # Base learning rate of the discriminator (Adam); it follows the student's schedule.
+    cfg.S4GAN.DISCRIMINATOR_LR = 0.0001
+    # Channels of the discriminator's first convolution; the fourth has eight times as many.
+    cfg.S4GAN.DISCRIMINATOR_WIDTH = 64
+
     cfg.RECO = CfgNode()
     # Add the ReCo loss on a projection head, which exists in training only, to the method that SEMI.METHOD names.
     cfg.RECO.ENABLED = False

@@ -46,6 +46,7 @@ TITLES = {
     "cutmix_deeplab": "DeepLabV3+, CutMix",
     "classmix_deeplab": "DeepLabV3+, ClassMix",
     "classmix-reco_deeplab": "DeepLabV3+, ClassMix + ReCo",
+    "s4gan_deeplab": "DeepLabV3+, S4GAN",
 }
 DATASET = "shapes_sem_seg_val"
 

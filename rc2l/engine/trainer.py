@@ -27,6 +27,7 @@ from rc2l.engine.optimizer import build_optimizer, clip_gradients
 from rc2l.evaluation import evaluate_networks
 from rc2l.modeling.projection import TrainingNetwork, build_projection
 from rc2l.modeling.weights import load_weights
+from rc2l.semi.adversary import Adversary
 from rc2l.semi.methods import Method
 from rc2l.semi.pseudo_label import PseudoLabels, drop_small_regions, pseudo_labels
 from rc2l.semi.teacher import Teacher
@@ -79,6 +80,7 @@ class SemiSupervisedTrainer(TrainerBase):
         teacher = cfg.SEMI.TEACHER
         self.teacher = Teacher(self.student, teacher.DECAY, cfg.SEMI.BURN_IN, teacher.AVERAGE_BUFFERS)
         self.projection = build_projection(cfg, self.student)
+        self.adversary = Adversary(cfg) if self.method.name == "s4gan" else None
         trained = [self.student] + ([self.projection] if self.projection else [])
         self.optimizer = build_optimizer(cfg, *trained)
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)
@@ -96,6 +98,7 @@ class SemiSupervisedTrainer(TrainerBase):
             scaler=self.scaler,
             trainer=self,
             **({"projection": self.projection} if self.projection else {}),
+            **({"adversary": self.adversary} if self.adversary else {}),
         )
         self.model = TrainingNetwork(self.student, self.projection) if self.projection else self.student
         if comm.get_world_size() > 1:
@@ -187,6 +190,16 @@ class SemiSupervisedTrainer(TrainerBase):
             average_over_processes,
             pseudo_confidence if pseudo else None,
         )
+        if self.adversary and pseudo:
+            normalized = self.student.normalize(images)
+            losses |= self.adversary.losses(
+                normalized[:num_labeled],
+                output[:num_labeled],
+                batch.labeled_targets,
+                normalized[num_labeled:],
+                output[num_labeled:],
+                average_over_processes,
+            )
         total = sum(losses.values())
 
         self.optimizer.zero_grad()
@@ -195,11 +208,14 @@ class SemiSupervisedTrainer(TrainerBase):
         clip_gradients(self.cfg, self.parameters)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.adversary:
+            group = self.optimizer.param_groups[0]
+            self.adversary.update(group["lr"] / group["initial_lr"], average_over_processes)
         decay = self.teacher.update(self.student, iteration)
 
         def metrics() -> dict[str, Tensor]:
             values = {"total_loss": total, **losses, "teacher/decay": total.new_tensor(decay)}
-            values |= self.method.watched(self.class_names)
+            values |= self.method.watched(self.class_names) | (self.adversary.watched if self.adversary else {})
             if pseudo:
                 values |= pseudo_label_metrics(pseudo, pseudo_targets, self.class_names)
             return values

@@ -2,7 +2,8 @@
 
 On labelled images RC²L eq. 1 (mask classification) or cross-entropy (per-pixel classification). On unlabelled ones
 ``supervised`` has nothing, ``consistency`` matched-mask consistency (RC²L table 3, row 1), ``rc2l`` RCC, SMC, RMC and
-RFC (eq. 2 and 3), ``self_training`` cross-entropy on pseudo labels (ReCo eq. 5). RECO.ENABLED adds regional contrast to
+RFC (eq. 2 and 3), ``self_training`` cross-entropy on pseudo labels (ReCo eq. 5), ``s4gan`` what its discriminator asks
+(see :mod:`rc2l.semi.adversary`; the trainer adds it). RECO.ENABLED adds regional contrast to
 any of them.
 """
 
@@ -17,7 +18,7 @@ from rc2l.semi.pixel_losses import PixelLosses
 from rc2l.semi.reco_auxiliary import RecoAuxiliary
 from rc2l.semi.region_losses import RegionLosses
 
-METHODS = ("supervised", "consistency", "rc2l", "self_training")
+METHODS = ("supervised", "consistency", "rc2l", "self_training", "s4gan")
 #: Methods made of regions, which only mask classification has.
 REGION_METHODS = ("consistency", "rc2l")
 
@@ -43,6 +44,11 @@ class Method:
         for key, choices in (("NAME", MIXINGS), ("BOX", BOXES)):
             if mixing[key] not in choices:
                 raise ValueError(f"SEMI.MIXING.{key} is '{mixing[key]}': it must be one of {', '.join(choices)}")
+        if self.name == "s4gan" and mixing.NAME != "none":
+            raise ValueError(
+                f"SEMI.MIXING.NAME is '{mixing.NAME}': s4gan compares predictions of whole images with labels, so it "
+                "must be none"
+            )
         self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         self.regions = RegionLosses(cfg)
         self.pixels = PixelLosses(cfg)
@@ -83,7 +89,7 @@ class Method:
         else:
             regions_of = (strong, pseudo_targets) if of_regions else (None, None)
             losses = self.regions.losses(labeled, targets, *regions_of, average)
-        if strong is not None and not of_regions:
+        if strong is not None and self.name == "self_training":
             more, self._watched = self.pixels.self_training(strong, pseudo_targets, pseudo_confidence, average)
             losses |= more
         if self.reco:
