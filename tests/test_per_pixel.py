@@ -1,6 +1,8 @@
 """The per-pixel family: model, projection head, methods and ReCo through train_net.py."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -173,6 +175,24 @@ def test_a_resumed_run_with_reco_equals_a_straight_one(shapes, tmp_path, monkeyp
     for part in ("model", "teacher", "projection"):
         for key, tensor in files[0][part].items():
             assert torch.equal(tensor, files[1][part][key]), (part, key)
+
+
+def test_reco_trains_in_two_processes(shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29751"),
+            *("train_net.py", "--config-file", "configs/shapes/rc2l-reco.yaml", "--num-gpus", "0", *TINY),
+            *("OUTPUT_DIR", str(tmp_path)),
+        ],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert (tmp_path / "model_final.pth").exists()
 
 
 BAD = {
