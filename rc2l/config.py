@@ -79,12 +79,15 @@ def add_semi_config(cfg: CfgNode) -> None:
     # Number of labelled images; 0: use FRACTION.
     cfg.DATASETS.SPLIT.NUM_LABELED = 0
     # random: by a hash of (seed, image id). class_balanced: each next image contains the class least seen so far.
+    # few_labels: the same among images of at least SPLIT.MIN_CLASSES classes (ReCo).
     cfg.DATASETS.SPLIT.SAMPLING = "random"
     # Which draw; independent of SEED.
     cfg.DATASETS.SPLIT.SEED = 0
 
     # SOLVER.IMS_PER_BATCH counts the labelled images of a step over all processes, this the unlabelled ones. RC2L: 8+8.
     cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 8
+    # Checkpoints kept beside model_final.pth and model_best.pth; older ones are deleted. 0: all.
+    cfg.SOLVER.CHECKPOINTS_KEPT = 3
     # bfloat16 | float16 | auto (bfloat16 where the device has it, else float16), read if SOLVER.AMP.ENABLED.
     cfg.SOLVER.AMP.DTYPE = "auto"
 
@@ -209,6 +212,55 @@ def add_reco_config(cfg: CfgNode) -> None:
     cfg.RECO.KEY_SETS = "class"
 
 
+def add_label_config(cfg: CfgNode) -> None:
+    """Add the keys of published splits, partial labels, and the sizes and colors of each view."""
+    # A text file with the labeled images, one a line (id, file name, path, or image and label path), or a folder with
+    # labeled.txt and perhaps unlabeled.txt; "": draw them. FRACTION and NUM_LABELED, where set, must agree with it.
+    cfg.DATASETS.SPLIT.LABELED_LIST = ""
+    # Likewise the unlabeled images; "": all others. Needs LABELED_LIST.
+    cfg.DATASETS.SPLIT.UNLABELED_LIST = ""
+    # SAMPLING few_labels: images with fewer classes than this are not drawn. ReCo's rule; the paper prints no number.
+    cfg.DATASETS.SPLIT.MIN_CLASSES = 3
+
+    # ReCo's "partial labels, full dataset" (section 4): every image of DATASETS.TRAIN is labeled, but only in a share
+    # of the pixels of each class; the same images, and DATASETS.UNLABELED, are the unlabeled stream.
+    cfg.DATASETS.PARTIAL_LABELS = CfgNode()
+    cfg.DATASETS.PARTIAL_LABELS.ENABLED = False
+    # Labeled share of the pixels of each class in each image, in [0, 1]; 0: one pixel. ReCo: 0, 0.01, 0.05, 0.25.
+    cfg.DATASETS.PARTIAL_LABELS.SHARE = 0.01
+    # Which pixels, 0 or more; independent of SEED.
+    cfg.DATASETS.PARTIAL_LABELS.SEED = 0
+    # A folder that tools/make_partial_labels.py wrote, instead of thinning labels out while reading; "": none.
+    cfg.DATASETS.PARTIAL_LABELS.FOLDER = ""
+
+    # [height, width] to which every image is resized before anything else, in training and in tests; []: none. ReCo
+    # appendix A: [512, 1024] on Cityscapes, [384, 512] on SUN RGB-D.
+    cfg.INPUT.BASE_SIZE = []
+    # Range of a random scale relative to the image's own size (or BASE_SIZE); []: none. ReCo appendix A: [0.5, 1.5].
+    # Where this or BASE_SIZE is set, MIN_SIZE_TRAIN and MAX_SIZE_TRAIN are not used.
+    cfg.INPUT.SCALE_RANGE = []
+    # Color changes of labeled images and of the weak view (which the teacher sees and the strong view starts from),
+    # after those of COLOR_AUG_SSD; the keys mean the same as those of INPUT.STRONG.
+    cfg.INPUT.LABELED = CfgNode()
+    # Brightness, contrast, saturation, hue, and the probability of any change.
+    cfg.INPUT.LABELED.COLOR_JITTER = [0.0, 0.0, 0.0, 0.0]
+    cfg.INPUT.LABELED.COLOR_JITTER_PROB = 0.8
+    # Probability of a gray image.
+    cfg.INPUT.LABELED.GRAYSCALE_PROB = 0.0
+    # Probability of Gaussian blur, and the range of its sigma in pixels.
+    cfg.INPUT.LABELED.BLUR_PROB = 0.0
+    cfg.INPUT.LABELED.BLUR_SIGMA = [0.1, 2.0]
+    # The same keys for the weak view.
+    cfg.INPUT.WEAK = cfg.INPUT.LABELED.clone()
+
+
+def add_custom_dataset_config(cfg: CfgNode) -> None:
+    """Add the key of datasets that a user describes."""
+    # Path of a dataset YAML file (next to the config file, or in the working directory), or a list of such paths and
+    # of mappings with its keys; datasets/README.md, "Your own images". They can be used by name in DATASETS.TRAIN etc.
+    cfg.DATASETS.CUSTOM = None
+
+
 def add_rc2l_config(cfg: CfgNode) -> None:
     """Add all keys of the project to a detectron2 config, in place."""
     add_deeplab_config(cfg)
@@ -216,6 +268,8 @@ def add_rc2l_config(cfg: CfgNode) -> None:
     add_mask_former_config(cfg)
     add_semi_config(cfg)
     add_reco_config(cfg)
+    add_custom_dataset_config(cfg)
+    add_label_config(cfg)
     # Evaluate on the first so many images of each test set; 0: all of them.
     cfg.TEST.MAX_IMAGES = 0
 

@@ -194,11 +194,12 @@ BAD_INPUT = {
     "wrong type": (["SOLVER.MAX_ITER", "many"], r"SOLVER\.MAX_ITER|MAX_ITER"),
     "unknown union": (["RC2L.UNION", "mean"], r"RC2L\.UNION must be one of"),
     "temperature": (["RC2L.RMC_TEMPERATURE", "0.0"], r"RC2L\.RMC_TEMPERATURE is 0\.0: it must be above 0"),
+    "ignore value": (["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "0"], r"IGNORE_VALUE is 0: it must be 255"),
     "decay": (["SEMI.TEACHER.DECAY", "1.0"], r"SEMI\.TEACHER\.DECAY is 1\.0"),
     "number of classes": (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7"], r"NUM_CLASSES.*7.*9|9.*NUM_CLASSES.*7"),
     "unknown dataset": (["DATASETS.TRAIN", "('nothing',)"], r"nothing.*shapes_sem_seg_train"),
     "empty split": (["DATASETS.SPLIT.NUM_LABELED", "-1"], r"NUM_LABELED"),
-    "overlap": (["DATASETS.TEST", "('shapes_sem_seg_train',)"], r"overlap"),
+    "overlap": (["DATASETS.TEST", "('shapes_sem_seg_train',)"], r"also in the training data"),
     "too many GPUs": (["--num-gpus", "64"], r"--num-gpus 64, but this machine has"),
     "no such config": (["--config-file", "configs/none.yaml"], r"configs/none\.yaml: no such file"),
     "optimizer": (["SOLVER.OPTIMIZER", "LION"], r"SOLVER\.OPTIMIZER must be ADAMW or SGD"),
@@ -266,3 +267,12 @@ def test_the_command_line_prints_one_error_line(tmp_path):
 def test_non_finite_outputs_stop_the_run_with_iteration_and_images(tmp_path):
     with pytest.raises(FloatingPointError, match=r"iteration \d+: .*Images of this step: .*train_\d+\.jpg"):
         run("shapes/supervised.yaml", tmp_path, "SOLVER.BASE_LR", 1e30, "SOLVER.CLIP_GRADIENTS.ENABLED", False)
+
+
+def test_best_and_last_checkpoints_are_kept_and_older_ones_are_not(tmp_path):
+    results = run("shapes/supervised.yaml", tmp_path, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINTS_KEPT", 2)
+    kept = {path.name for path in tmp_path.glob("*.pth")}
+    assert kept == {"model_0000002.pth", "model_0000003.pth", "model_final.pth", "model_best.pth"}
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)["trainer"]
+    assert best["best"] == results["teacher/mIoU"] and best["iteration"] == 3

@@ -15,8 +15,14 @@ class RunCheckpointer(Checkpointer):
     ``optimizer``, ``scheduler``, ``scaler``, ``trainer`` (iteration and seed).
     """
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<name>.pth`` to a temporary file, flush it to disk, rename it; then point last_checkpoint at it."""
+    def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
+        """Write ``<name>.pth`` to a temporary file, flush it to disk, rename it.
+
+        Args:
+            name: of the file, without suffix.
+            tag: make it the one that a resumed run continues from.
+            kwargs: more to save.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         state = {"model": self.model.state_dict()}
@@ -29,7 +35,8 @@ class RunCheckpointer(Checkpointer):
             os.fsync(file.fileno())
         os.replace(scratch, path)
         self.logger.info(f"Saved checkpoint {path}")
-        self.tag_last_checkpoint(path.name)
+        if tag:
+            self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         path = Path(self.save_dir) / "last_checkpoint"

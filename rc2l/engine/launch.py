@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import launch as launch_on_gpus
 from detectron2.utils import comm
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 
@@ -52,6 +52,14 @@ def average_over_processes(totals: Tensor) -> Tensor:
     totals = totals.clone()
     dist.all_reduce(totals)
     return totals / comm.get_world_size()
+
+
+def broadcast_buffers(*networks: nn.Module) -> None:
+    """Give every process the main process's buffers: batch-norm statistics drift apart between processes."""
+    if comm.get_world_size() > 1:
+        for network in networks:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, 0)
 
 
 def raise_together(check: Callable[[], None]) -> None:

@@ -84,9 +84,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         ValueError, FileNotFoundError: what is wrong, where, and the fix.
     """
+    if not args.config_file:
+        raise ValueError("--config-file is missing: name one of configs/, such as configs/shapes/rc2l.yaml")
     cfg = load_config(args.config_file, args.opts)
     resolve_device(cfg, args.num_gpus)
-    if cfg.OUTPUT_DIR == get_rc2l_cfg().OUTPUT_DIR and args.config_file:
+    if cfg.OUTPUT_DIR == get_rc2l_cfg().OUTPUT_DIR:
         config = Path(args.config_file)
         cfg.OUTPUT_DIR = f"output/{config.parent.name}/{config.stem}"
     if args.fast_dev_run:
@@ -100,6 +102,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, args)
     # The loggers below "rc2l" and "__main__" go where detectron2's go.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rc2l")
+    logger.info(f"method {cfg.SEMI.METHOD} on {cfg.MODEL.DEVICE}, {comm.get_world_size()} process(es)")
     return cfg
 
 

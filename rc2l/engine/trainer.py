@@ -21,7 +21,7 @@ from rc2l.data.loader import TrainingBatch, build_test_loader, build_train_loade
 from rc2l.data.mixing import cutmix_boxes, half_area_boxes, mix_views
 from rc2l.data.splits import Split
 from rc2l.engine.checkpoint import RunCheckpointer
-from rc2l.engine.launch import average_over_processes
+from rc2l.engine.launch import average_over_processes, broadcast_buffers
 from rc2l.engine.monitor import pseudo_label_metrics, write_metrics
 from rc2l.engine.optimizer import build_optimizer, clip_gradients
 from rc2l.evaluation import evaluate_networks
@@ -59,7 +59,7 @@ class SemiSupervisedTrainer(TrainerBase):
     """Student-teacher training on a labelled and an unlabelled stream (RC²L section 3.1).
 
     Every random number of a step is drawn from (seed, iteration, process), so the state of a run is the networks, the
-    optimizer, the scheduler and the iteration.
+    optimizer, the scheduler, the iteration and the best score.
 
     Args:
         cfg: the full config.
@@ -107,11 +107,14 @@ class SemiSupervisedTrainer(TrainerBase):
         self.model.train()
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.results: dict[str, float] = {}
+        self.best: float = -math.inf
         self.register_hooks(self._build_hooks())
 
     def _build_hooks(self) -> list[hooks.HookBase | None]:
         on_main = comm.is_main_process()
-        checkpointer = hooks.PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        solver = self.cfg.SOLVER
+        kept = solver.CHECKPOINTS_KEPT or None
+        checkpointer = hooks.PeriodicCheckpointer(self.checkpointer, solver.CHECKPOINT_PERIOD, max_to_keep=kept)
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(self.optimizer, self.scheduler),
@@ -121,11 +124,13 @@ class SemiSupervisedTrainer(TrainerBase):
         ]
 
     def state_dict(self) -> dict:
-        return {"iteration": self.iter, "seed": self.seed}
+        # After the last step detectron2's counter stands one further.
+        return {"iteration": min(self.iter, self.max_iter - 1), "seed": self.seed, "best": self.best}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.start_iter = state_dict["iteration"] + 1
         self.seed = state_dict["seed"]
+        self.best = state_dict["best"]
 
     def resume(self) -> None:
         """Continue from the newest checkpoint in OUTPUT_DIR, if there is one."""
@@ -140,10 +145,16 @@ class SemiSupervisedTrainer(TrainerBase):
         return self.results
 
     def evaluate(self) -> dict[str, float]:
-        """Scores of teacher and student on the test sets, by name."""
+        """Scores of teacher and student on the test sets, by name; the best teacher so far becomes model_best.pth."""
         networks = {"teacher": self.teacher.model, "student": self.student}
+        broadcast_buffers(*networks.values())
         self.results = evaluate_networks(self.cfg, networks, build_test_loader)
         self._draw_relations()
+        score = next(value for name, value in self.results.items() if name.endswith("teacher/mIoU"))
+        if score > self.best:
+            self.best = score
+            self.checkpointer.save("model_best", tag=False)
+        logger.info(f"teacher mIoU {score:.2f} now, {self.best:.2f} at best (model_best.pth)")
         return self.results
 
     def _draw_relations(self) -> None:

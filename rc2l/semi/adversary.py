@@ -11,6 +11,9 @@ from rc2l.losses.self_training import pixel_cross_entropy
 from rc2l.modeling.discriminator import Discriminator
 from rc2l.modeling.outputs import SegmentationOutput
 
+#: Label of ignored pixels, everywhere in the project.
+IGNORED = 255
+
 
 class Adversary:
     """The discriminator, its optimizer, and what it asks of the student.
@@ -28,7 +31,6 @@ class Adversary:
             raise ValueError(f"S4GAN.SCORE_THRESHOLD is {options.SCORE_THRESHOLD}: it must be in [0, 1]")
         self.options = options
         self.unsupervised_weight = cfg.SEMI.UNSUPERVISED_WEIGHT
-        self.ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         self.discriminator = Discriminator(num_classes, options.DISCRIMINATOR_WIDTH).to(cfg.MODEL.DEVICE)
         self.optimizer = torch.optim.Adam(
@@ -56,7 +58,7 @@ class Adversary:
         """
         size = targets.shape[-2:]
         predicted = unlabeled_output.class_probabilities(size)
-        real = one_hot_targets(targets, output.class_probabilities(size), self.ignore_value)
+        real = one_hot_targets(targets, output.class_probabilities(size))
         self._seen = (images, real, unlabeled_images, predicted.detach())
         self.discriminator.requires_grad_(False)
         with torch.no_grad():
@@ -65,10 +67,8 @@ class Adversary:
 
         score = logits.detach().sigmoid()
         chosen = score >= self.options.SCORE_THRESHOLD
-        pseudo = torch.where(chosen[:, None, None], predicted.detach().argmax(1), self.ignore_value)
-        self_training = pixel_cross_entropy(
-            unlabeled_output.class_logits(size), pseudo, None, self.ignore_value, average
-        )
+        pseudo = torch.where(chosen[:, None, None], predicted.detach().argmax(1), IGNORED)
+        self_training = pixel_cross_entropy(unlabeled_output.class_logits(size), pseudo, None, average=average)
         self.watched = {"s4gan/score": score.mean(), "s4gan/chosen_share": chosen.float().mean()}
         matching = feature_matching_loss(real_features, fake_features)
         weight = self.unsupervised_weight

@@ -40,6 +40,11 @@ class Method:
                 f"SEMI.METHOD '{self.name}' matches masks, which PerPixelSegmentor has none of: set "
                 "MODEL.META_ARCHITECTURE to MaskFormer, or SEMI.METHOD to self_training or supervised"
             )
+        if cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE != 255:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}: it must be 255, as "
+                "ignored pixels are in every label map here; map another one to 255 by the dataset's label_map"
+            )
         mixing = cfg.SEMI.MIXING
         for key, choices in (("NAME", MIXINGS), ("BOX", BOXES)):
             if mixing[key] not in choices:

@@ -20,19 +20,18 @@ class PixelLosses:
             raise ValueError(f"SELF_TRAINING.CONFIDENCE_THRESHOLD is {threshold}: it must be in [0, 1]")
         self.threshold = threshold
         self.unsupervised_weight = cfg.SEMI.UNSUPERVISED_WEIGHT
-        self.ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
 
     def supervised(self, output: SegmentationOutput, targets: Tensor, average) -> dict[str, Tensor]:
         """``loss_ce``. Arguments as :meth:`Method.losses`."""
         logits = output.class_logits(targets.shape[-2:])
-        return {"loss_ce": pixel_cross_entropy(logits, targets, None, self.ignore_value, average)}
+        return {"loss_ce": pixel_cross_entropy(logits, targets, None, average=average)}
 
     def self_training(
         self, output: SegmentationOutput, pseudo_targets: Tensor, confidence: Tensor, average
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """``loss_self_training`` with its weight, and what is worth watching: the share of confident pixels."""
-        share = confident_share(confidence, pseudo_targets, self.threshold, self.ignore_value)
+        share = confident_share(confidence, pseudo_targets, self.threshold)
         logits = output.class_logits(pseudo_targets.shape[-2:])
-        loss = pixel_cross_entropy(logits, pseudo_targets, share, self.ignore_value, average)
+        loss = pixel_cross_entropy(logits, pseudo_targets, share, average=average)
         watched = {"self_training/confident_share": share.mean()}
         return {"loss_self_training": self.unsupervised_weight * loss}, watched

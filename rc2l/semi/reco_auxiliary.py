@@ -10,6 +10,9 @@ from rc2l.losses.reco import Reco, RecoOptions, reco_loss
 from rc2l.losses.regions import sample_nearest
 from rc2l.modeling.outputs import SegmentationOutput
 
+#: Label of ignored pixels, everywhere in the project.
+IGNORED = 255
+
 
 class RecoAuxiliary:
     """Joins labelled and pseudo-labelled pixels of a step and gives their ReCo loss.
@@ -39,7 +42,6 @@ class RecoAuxiliary:
         self.weight = reco.WEIGHT
         self.pseudo_threshold = reco.PSEUDO_THRESHOLD
         self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        self.ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         #: The last step's, for the relation graph.
         self.last: Reco | None = None
 
@@ -56,17 +58,17 @@ class RecoAuxiliary:
         parts = [(labeled, sample_nearest(targets, *size))]
         if strong is not None:
             sure = sample_nearest(pseudo_confidence, *size) > self.pseudo_threshold
-            parts.append((strong, torch.where(sure, sample_nearest(pseudo_targets, *size), self.ignore_value)))
+            parts.append((strong, torch.where(sure, sample_nearest(pseudo_targets, *size), IGNORED)))
         labels = torch.cat([part_labels for _, part_labels in parts])
         own = torch.cat([self._own_probability(output, part_labels) for output, part_labels in parts])
         representation = torch.cat([output.representation for output, _ in parts])
-        self.last = reco_loss(representation, labels, own, self.num_classes, self.options, self.ignore_value)
+        self.last = reco_loss(representation, labels, own, self.num_classes, self.options)
         return {"loss_reco": self.weight * self.last.loss}
 
     @torch.no_grad()
     def _own_probability(self, output: SegmentationOutput, labels: Tensor) -> Tensor:
         """(B, h, w): the student's probability of each pixel's own label; of any class where it is ignored."""
-        index = torch.where(labels == self.ignore_value, 0, labels.long())
+        index = torch.where(labels == IGNORED, 0, labels.long())
         return output.class_probabilities(labels.shape[-2:]).gather(1, index[:, None])[:, 0]
 
     def watched(self, class_names: Sequence[str]) -> dict[str, Tensor]:

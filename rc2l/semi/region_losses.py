@@ -29,7 +29,6 @@ class RegionLosses:
                 raise ValueError(f"RC2L.{key} is {cfg.RC2L[key]}: it must be above 0")
         self.name = cfg.SEMI.METHOD
         self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        self.ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         self.mask_former = cfg.MODEL.MASK_FORMER
         self.unsupervised_weight = cfg.SEMI.UNSUPERVISED_WEIGHT
         self.deep_supervision = cfg.SEMI.DEEP_SUPERVISION
@@ -60,7 +59,7 @@ class RegionLosses:
         return losses
 
     def _regions(self, label_map: Tensor) -> Regions:
-        return Regions.from_label_map(label_map, self.num_classes, self.ignore_value)
+        return Regions.from_label_map(label_map, self.num_classes)
 
     def _supervised(self, layers, regions: Regions, matches: Matches, average) -> dict[str, Tensor]:
         losses = set_criterion(
