@@ -105,7 +105,7 @@ def add_semi_config(cfg: CfgNode) -> None:
     cfg.INPUT.STRONG.BLUR_SIGMA = [0.1, 2.0]
 
     cfg.SEMI = CfgNode()
-    # supervised | consistency (RC2L table 3, row 1) | rc2l
+    # supervised | consistency (RC2L table 3, row 1) | rc2l | self_training (CutOut, CutMix, ClassMix) | s4gan
     cfg.SEMI.METHOD = "rc2l"
     # alpha of RC2L eq. 3: weight of the whole unsupervised loss; 2 on VOC Train, 1 on VOC Aug (table 4).
     cfg.SEMI.UNSUPERVISED_WEIGHT = 1.0
@@ -127,7 +127,7 @@ def add_semi_config(cfg: CfgNode) -> None:
     # Regions of fewer pixels (of the crop, after mixing) are ignored; 0 keeps all.
     cfg.SEMI.PSEUDO_LABEL.MIN_AREA = 0
     cfg.SEMI.MIXING = CfgNode()
-    # cutmix | none
+    # cutmix | classmix | cutout | none
     cfg.SEMI.MIXING.NAME = "cutmix"
     # Range of the share of the image that the pasted box covers, in (0, 1].
     cfg.SEMI.MIXING.AREA = [0.2, 0.5]
@@ -160,6 +160,56 @@ def add_semi_config(cfg: CfgNode) -> None:
     # Union of eq. 10: sum (sum_q p_q(c) m_q, at most 1) | max (max_q p_q(c) m_q) | noisy_or (1 - prod_q (1 - p_q(c)
     # m_q)) | hard (sum, at most 1, of the masks whose most probable class, "no object" left out, is c).
     cfg.RC2L.UNION = "sum"
+
+
+def add_reco_config(cfg: CfgNode) -> None:
+    """Add the keys of the pixel family: ReCo, self-training, S4GAN."""
+    # Boxes of cutmix and cutout. free: as MIXING.AREA and MIXING.ASPECT_RATIO say. half: half of the image's area, the
+    # width drawn evenly from more than half of the image's to all of it, as ReCo's baselines have it.
+    cfg.SEMI.MIXING.BOX = "free"
+
+    cfg.SELF_TRAINING = CfgNode()
+    # delta_s of ReCo eq. 5, in [0, 1]: the loss of an image is weighted by the share of its pixels at least so
+    # confident.
+    cfg.SELF_TRAINING.CONFIDENCE_THRESHOLD = 0.97
+
+    cfg.S4GAN = CfgNode()
+    # Weights of feature matching and of self-training on predictions that the discriminator trusts (S4GAN: 0.1, 1).
+    cfg.S4GAN.FEATURE_MATCHING_WEIGHT = 0.1
+    cfg.S4GAN.SELF_TRAINING_WEIGHT = 1.0
+    # gamma of S4GAN, in [0, 1]: discriminator score from which a prediction is trained on.
+    cfg.S4GAN.SCORE_THRESHOLD = 0.6
+    # Base learning rate of the discriminator (Adam); it follows the student's schedule.
+    cfg.S4GAN.DISCRIMINATOR_LR = 0.0001
+    # Channels of the discriminator's first convolution; the fourth has eight times as many.
+    cfg.S4GAN.DISCRIMINATOR_WIDTH = 64
+
+    cfg.RECO = CfgNode()
+    # Add the ReCo loss on a projection head, which exists in training only, to the method that SEMI.METHOD names.
+    cfg.RECO.ENABLED = False
+    # Weight of the ReCo loss; 1 in ReCo eq. 5.
+    cfg.RECO.WEIGHT = 1.0
+    # m, the channels of the representation; ReCo appendix A.
+    cfg.RECO.DIM = 256
+    # Queries and negative keys for each class of a mini-batch of a process; appendix A.
+    cfg.RECO.NUM_QUERIES = 256
+    cfg.RECO.NUM_KEYS = 512
+    # tau of eq. 1, above 0; appendix A.
+    cfg.RECO.TEMPERATURE = 0.5
+    # Divides class similarities before the softmax that says where keys come from. 1.0 is the paper as printed, 0.5
+    # (its tau) the authors' code.
+    cfg.RECO.RELATION_TEMPERATURE = 0.5
+    # delta_s of eq. 4, in [0, 1]: hard pixels, the queries, have a lower probability of their own class.
+    cfg.RECO.HARD_THRESHOLD = 0.97
+    # delta_w of section 3.3, in [0, 1]: pseudo-labelled pixels are used where the teacher is more confident.
+    cfg.RECO.PSEUDO_THRESHOLD = 0.7
+    # active (hard pixels) | random | easy; Fig. 7e.
+    cfg.RECO.QUERIES = "active"
+    # active (by class similarity) | random; Fig. 7e.
+    cfg.RECO.KEYS = "active"
+    # class: one key set for all queries of a class (eq. 1) | query: one for each query, as the authors' code; the
+    # expected loss is the same, with less variance at several times the cost.
+    cfg.RECO.KEY_SETS = "class"
 
 
 def add_label_config(cfg: CfgNode) -> None:
@@ -223,6 +273,7 @@ def add_rc2l_config(cfg: CfgNode) -> None:
     # DeepLab's default stem and multi-grid are not MaskFormer's: detectron2's ResNet ignores them, so no key is lost.
     add_mask_former_config(cfg)
     add_semi_config(cfg)
+    add_reco_config(cfg)
     add_custom_dataset_config(cfg)
     add_label_config(cfg)
     # Evaluate on the first so many images of each test set; 0: all of them.

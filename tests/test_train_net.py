@@ -259,7 +259,7 @@ def test_the_command_line_prints_one_error_line(tmp_path):
     done = command("train_net.py", "--config-file", "configs/shapes/rc2l.yaml", "SEMI.METHOD", "magic")
     assert done.returncode != 0
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: unknown method 'magic': SEMI.METHOD must be one of supervised, consistency, rc2l"
+        "error: unknown method 'magic': SEMI.METHOD must be one of supervised, consistency, rc2l, self_training, s4gan"
     ]
     assert "Traceback" not in done.stderr
 

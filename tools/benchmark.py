@@ -3,6 +3,7 @@
     python tools/benchmark.py data                      # images per second of every part of the loader
     python tools/benchmark.py step                      # R50, crop 256, 2 labelled + 2 unlabelled images
     python tools/benchmark.py step --config-file configs/shapes/rc2l.yaml --repeats 20
+    python tools/benchmark.py reco                      # the ReCo loss alone
 
 ``step`` times one training step of RC²L part by part, on images made up for it, and compares the whole with its floor:
 forward and backward of the student on the same images under a trivial loss, and the teacher's forward. Medians over the
@@ -21,6 +22,7 @@ from unittest import mock
 
 import benchmark_data
 import torch
+from benchmark_reco import benchmark_reco
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
@@ -31,7 +33,7 @@ from rc2l.engine.launch import resolve_device
 from rc2l.engine.run import load_config
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from rc2l.losses import region
-from rc2l.semi import methods
+from rc2l.semi import region_losses
 from rc2l.semi.pseudo_label import PseudoLabels
 
 #: A published-size MaskFormer on the made-up images, batch 2 + 2 at crop 256.
@@ -86,8 +88,8 @@ PARTS: dict[str, Callable[[SemiSupervisedTrainer], tuple[object, str]]] = {
     "teacher and pseudo labels": lambda trainer: (trainer, "label"),
     "mixing": lambda trainer: (trainer, "mix"),
     "student forward": lambda trainer: (trainer, "model"),
-    "matching": lambda trainer: (trainer.method, "matcher"),
-    "supervised loss": lambda _: (methods, "set_criterion"),
+    "matching": lambda trainer: (trainer.method.regions, "matcher"),
+    "supervised loss": lambda _: (region_losses, "set_criterion"),
     "RCC": lambda _: (region, "region_class_consistency"),
     "SMC: union": lambda _: (region, "semantic_union"),
     "SMC: focal and dice": lambda _: (region, "semantic_mask_consistency"),
@@ -192,9 +194,14 @@ def main() -> None:
     step.add_argument("--repeats", type=int, default=7)
     step.add_argument("overrides", nargs="*", help="config KEY VALUE pairs")
     benchmark_data.add_arguments(commands.add_parser("data", help="images per second of each part of the loader"))
+    reco = commands.add_parser("reco", help="the ReCo loss alone: time and peak memory")
+    reco.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     if args.command == "data":
         benchmark_data.run(args)
+        return
+    if args.command == "reco":
+        benchmark_reco(args.repeats, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return
 
     cfg = load_config(args.config_file, ([] if args.config_file else R50) + DATA + args.overrides)

@@ -39,7 +39,14 @@ TITLES = {
     "supervised": "supervised",
     "consistency": "mask consistency",
     "rc2l": "RC²L",
+    "rc2l-reco": "RC²L + ReCo",
     "all_labels": "supervised, all labels",
+    "supervised_deeplab": "DeepLabV3+, supervised",
+    "cutout_deeplab": "DeepLabV3+, CutOut",
+    "cutmix_deeplab": "DeepLabV3+, CutMix",
+    "classmix_deeplab": "DeepLabV3+, ClassMix",
+    "classmix-reco_deeplab": "DeepLabV3+, ClassMix + ReCo",
+    "s4gan_deeplab": "DeepLabV3+, S4GAN",
 }
 DATASET = "shapes_sem_seg_val"
 

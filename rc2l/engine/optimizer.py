@@ -1,6 +1,7 @@
 """Optimizer and gradient clipping as in MaskFormer: AdamW, slower backbone, no decay of norms and embeddings."""
 
 from collections import defaultdict
+from itertools import chain
 
 import torch
 from detectron2.config import CfgNode
@@ -15,8 +16,8 @@ NORMS = (
 )
 
 
-def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
-    """Trainable parameters grouped by learning rate and weight decay.
+def parameter_groups(cfg: CfgNode, *models: nn.Module) -> list[dict]:
+    """Trainable parameters of the models grouped by learning rate and weight decay.
 
     The backbone learns at BASE_LR x BACKBONE_MULTIPLIER; norms decay by WEIGHT_DECAY_NORM, embeddings by
     WEIGHT_DECAY_EMBED, everything else by WEIGHT_DECAY. Few groups, so that the optimizer runs few kernels.
@@ -24,7 +25,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
     solver = cfg.SOLVER
     groups = defaultdict(list)
     seen = set()
-    for module_name, module in model.named_modules():
+    for module_name, module in chain.from_iterable(model.named_modules() for model in models):
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
                 continue
@@ -40,13 +41,13 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(cfg: CfgNode, *models: nn.Module) -> torch.optim.Optimizer:
     """The optimizer that SOLVER.OPTIMIZER names: ADAMW or SGD.
 
     Raises:
         ValueError: another name.
     """
-    groups = parameter_groups(cfg, model)
+    groups = parameter_groups(cfg, *models)
     if cfg.SOLVER.OPTIMIZER == "ADAMW":
         return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, fused=True)
     if cfg.SOLVER.OPTIMIZER == "SGD":

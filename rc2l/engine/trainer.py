@@ -18,17 +18,20 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rc2l.data.loader import TrainingBatch, build_test_loader, build_train_loader
-from rc2l.data.mixing import box_masks, cutmix_boxes, paste_from_next
+from rc2l.data.mixing import cutmix_boxes, half_area_boxes, mix_views
 from rc2l.data.splits import Split
 from rc2l.engine.checkpoint import RunCheckpointer
 from rc2l.engine.launch import average_over_processes, broadcast_buffers
 from rc2l.engine.monitor import pseudo_label_metrics, write_metrics
 from rc2l.engine.optimizer import build_optimizer, clip_gradients
 from rc2l.evaluation import evaluate_networks
+from rc2l.modeling.projection import TrainingNetwork, build_projection
 from rc2l.modeling.weights import load_weights
+from rc2l.semi.adversary import Adversary
 from rc2l.semi.methods import Method
 from rc2l.semi.pseudo_label import PseudoLabels, drop_small_regions, pseudo_labels
 from rc2l.semi.teacher import Teacher
+from rc2l.visualization.relations import relation_image
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +79,14 @@ class SemiSupervisedTrainer(TrainerBase):
             load_weights(self.student, cfg.MODEL.WEIGHTS, cfg=cfg)
         teacher = cfg.SEMI.TEACHER
         self.teacher = Teacher(self.student, teacher.DECAY, cfg.SEMI.BURN_IN, teacher.AVERAGE_BUFFERS)
-        self.optimizer = build_optimizer(cfg, self.student)
+        self.projection = build_projection(cfg, self.student)
+        self.adversary = Adversary(cfg) if self.method.name == "s4gan" else None
+        trained = [self.student] + ([self.projection] if self.projection else [])
+        self.optimizer = build_optimizer(cfg, *trained)
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)
         self.amp_dtype = amp_dtype(cfg)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
-        self.parameters = [p for p in self.student.parameters() if p.requires_grad]
+        self.parameters = [p for network in trained for p in network.parameters() if p.requires_grad]
         self.class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).stuff_classes
         self.checkpointer = RunCheckpointer(
             self.student,
@@ -91,11 +97,13 @@ class SemiSupervisedTrainer(TrainerBase):
             scheduler=self.scheduler,
             scaler=self.scaler,
             trainer=self,
+            **({"projection": self.projection} if self.projection else {}),
+            **({"adversary": self.adversary} if self.adversary else {}),
         )
-        self.model = self.student
+        self.model = TrainingNetwork(self.student, self.projection) if self.projection else self.student
         if comm.get_world_size() > 1:
             device_ids = [self.device.index or torch.cuda.current_device()] if self.device.type == "cuda" else None
-            self.model = DistributedDataParallel(self.student, device_ids=device_ids)
+            self.model = DistributedDataParallel(self.model, device_ids=device_ids)
         self.model.train()
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.results: dict[str, float] = {}
@@ -141,12 +149,23 @@ class SemiSupervisedTrainer(TrainerBase):
         networks = {"teacher": self.teacher.model, "student": self.student}
         broadcast_buffers(*networks.values())
         self.results = evaluate_networks(self.cfg, networks, build_test_loader)
+        self._draw_relations()
         score = next(value for name, value in self.results.items() if name.endswith("teacher/mIoU"))
         if score > self.best:
             self.best = score
             self.checkpointer.save("model_best", tag=False)
         logger.info(f"teacher mIoU {score:.2f} now, {self.best:.2f} at best (model_best.pth)")
         return self.results
+
+    def _draw_relations(self) -> None:
+        """The relation graph of the last mini-batch, for TensorBoard."""
+        if self.method.reco is None or self.method.reco.last is None or not comm.is_main_process():
+            return
+        last = self.method.reco.last
+        pair = last.present[:, None] & last.present
+        relations = torch.where(pair, last.relations, float("nan")).cpu().numpy()
+        image = relation_image(relations, self.class_names, f"class relations, iteration {self.iter}")
+        self.storage.put_image("reco/class_relations", image.transpose(2, 0, 1))
 
     def run_step(self) -> None:
         start = time.perf_counter()
@@ -167,7 +186,7 @@ class SemiSupervisedTrainer(TrainerBase):
         images = batch.labeled_images
         if self.method.semi_supervised and iteration >= self.cfg.SEMI.BURN_IN:
             pseudo = self.label(batch)
-            strong_images, pseudo_targets = self.mix(batch, pseudo)
+            strong_images, pseudo_targets, pseudo_confidence = self.mix(batch, pseudo)
             images = torch.cat([images, strong_images])
 
         with self._autocast():
@@ -180,7 +199,18 @@ class SemiSupervisedTrainer(TrainerBase):
             output[num_labeled:] if pseudo else None,
             pseudo_targets if pseudo else None,
             average_over_processes,
+            pseudo_confidence if pseudo else None,
         )
+        if self.adversary and pseudo:
+            normalized = self.student.normalize(images)
+            losses |= self.adversary.losses(
+                normalized[:num_labeled],
+                output[:num_labeled],
+                batch.labeled_targets,
+                normalized[num_labeled:],
+                output[num_labeled:],
+                average_over_processes,
+            )
         total = sum(losses.values())
 
         self.optimizer.zero_grad()
@@ -189,10 +219,14 @@ class SemiSupervisedTrainer(TrainerBase):
         clip_gradients(self.cfg, self.parameters)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.adversary:
+            group = self.optimizer.param_groups[0]
+            self.adversary.update(group["lr"] / group["initial_lr"], average_over_processes)
         decay = self.teacher.update(self.student, iteration)
 
         def metrics() -> dict[str, Tensor]:
             values = {"total_loss": total, **losses, "teacher/decay": total.new_tensor(decay)}
+            values |= self.method.watched(self.class_names) | (self.adversary.watched if self.adversary else {})
             if pseudo:
                 values |= pseudo_label_metrics(pseudo, pseudo_targets, self.class_names)
             return values
@@ -207,16 +241,26 @@ class SemiSupervisedTrainer(TrainerBase):
         return pseudo_labels(output.float(), batch.unlabeled_valid, self.cfg.SEMI.PSEUDO_LABEL.MIN_CONFIDENCE)
 
     @torch.no_grad()
-    def mix(self, batch: TrainingBatch, pseudo: PseudoLabels) -> tuple[Tensor, Tensor]:
-        """The strong views (B_u, 3, H, W) and what the student must predict on them (B_u, H, W)."""
-        images, label_map = batch.strong_images, pseudo.label_map
-        mixing = self.cfg.SEMI.MIXING
-        if mixing.NAME == "cutmix":
-            B, H, W = label_map.shape
-            boxes = cutmix_boxes(B, H, W, mixing.AREA, mixing.ASPECT_RATIO, self._generator("mixing"))
-            images, label_map = paste_from_next(box_masks(boxes, H, W, self.device), images, label_map)
+    def mix(self, batch: TrainingBatch, pseudo: PseudoLabels) -> tuple[Tensor, Tensor, Tensor]:
+        """The strong views (B_u, 3, H, W), what the student must predict on them (B_u, H, W), and the confidences."""
+        mixing, generator = self.cfg.SEMI.MIXING, self._generator("mixing")
+        B, H, W = pseudo.label_map.shape
+        if mixing.BOX == "half":
+            boxes = half_area_boxes(B, H, W, generator)
+        else:
+            boxes = cutmix_boxes(B, H, W, mixing.AREA, mixing.ASPECT_RATIO, generator)
+        images, label_map, confidence = mix_views(
+            mixing.NAME,
+            batch.strong_images,
+            pseudo.label_map,
+            pseudo.confidence,
+            num_classes=self.method.num_classes,
+            fill=self.cfg.MODEL.PIXEL_MEAN,
+            boxes=boxes,
+            generator=generator,
+        )
         min_area = self.cfg.SEMI.PSEUDO_LABEL.MIN_AREA
-        return images, drop_small_regions(label_map, min_area, self.method.num_classes)
+        return images, drop_small_regions(label_map, min_area, self.method.num_classes), confidence
 
     def _generator(self, purpose: str) -> np.random.Generator:
         """Random numbers of this iteration and process, for one purpose."""

@@ -7,6 +7,16 @@ import torch
 from torch import Tensor
 
 
+def sample_nearest(maps: Tensor, height: int, width: int) -> Tensor:
+    """Nearest neighbours: source row floor(i * H / height), columns alike. Shape: (B, H, W) -> (B, height, width)."""
+    if maps.shape[-2:] == (height, width):
+        return maps
+    H, W = maps.shape[-2:]
+    rows = torch.arange(height, device=maps.device) * H // height
+    columns = torch.arange(width, device=maps.device) * W // width
+    return maps[:, rows[:, None], columns]
+
+
 @dataclass
 class Regions:
     """The non-overlapping regions of a batch of images, kept as one index map per image.
@@ -57,13 +67,10 @@ class Regions:
         return seen.scatter_(1, (self.index + 1).flatten(1), True)[:, 1:]
 
     def resized(self, height: int, width: int) -> "Regions":
-        """The same regions sampled by nearest neighbour: source row floor(i * H / height), columns alike."""
-        H, W = self.index.shape[-2:]
-        if self.index.shape[-2:] == (height, width):
-            return self
-        rows = torch.arange(height, device=self.index.device) * H // height
-        columns = torch.arange(width, device=self.index.device) * W // width
-        return Regions(self.index[:, rows[:, None], columns], self.labels, self.valid[:, rows[:, None], columns])
+        """The same regions at another size; see :func:`sample_nearest`."""
+        return Regions(
+            sample_nearest(self.index, height, width), self.labels, sample_nearest(self.valid, height, width)
+        )
 
     def masks(self) -> Tensor:
         """(B, T, H, W) bool: every slot's mask."""

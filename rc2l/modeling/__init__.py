@@ -3,12 +3,14 @@
 from rc2l.modeling.backbone import build_basic_resnet_backbone
 from rc2l.modeling.mask_former import MaskFormer, MaskFormerHead
 from rc2l.modeling.outputs import SegmentationOutput, semantic_scores
+from rc2l.modeling.per_pixel import PerPixelSegmentor
 from rc2l.modeling.pixel_decoder import BasePixelDecoder, TransformerEncoderPixelDecoder
 
 __all__ = [
     "BasePixelDecoder",
     "MaskFormer",
     "MaskFormerHead",
+    "PerPixelSegmentor",
     "SegmentationOutput",
     "TransformerEncoderPixelDecoder",
     "build_basic_resnet_backbone",

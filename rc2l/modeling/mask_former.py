@@ -1,18 +1,14 @@
 """MaskFormer: mask classification for semantic segmentation, as detectron2 meta-architecture and head."""
 
-import math
-
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, build_backbone, build_sem_seg_head
-from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import ImageList
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from rc2l.modeling.outputs import SegmentationOutput, semantic_scores
+from rc2l.modeling.outputs import SegmentationOutput
 from rc2l.modeling.pixel_decoder import build_pixel_decoder
+from rc2l.modeling.segmentor import Segmentor
 from rc2l.modeling.transformer_decoder import TransformerPredictor
 
 # What MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE may name beside a backbone feature.
@@ -83,42 +79,18 @@ class ClassWeights(nn.Module):
 
 
 @META_ARCH_REGISTRY.register()
-class MaskFormer(nn.Module):
-    """Mask classification model (MaskFormer) for semantic segmentation.
+class MaskFormer(Segmentor):
+    """Mask classification model (MaskFormer) for semantic segmentation; its masks have stride 4.
 
     Args:
-        backbone: a detectron2 backbone.
-        sem_seg_head: turns its features into a :class:`SegmentationOutput`.
-        num_classes: K.
         no_object_weight: kept in ``criterion.empty_weight`` for the loss.
-        pixel_mean, pixel_std: per channel, on the 0..255 scale, in INPUT.FORMAT order.
-        size_divisibility: inference pads to a multiple of this and of the backbone's own divisibility.
-        postprocess_before_inference: resize masks to the requested size before, not after, classes and masks are
-            combined.
+        others: see :class:`Segmentor`.
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        backbone: nn.Module,
-        sem_seg_head: nn.Module,
-        num_classes: int,
-        no_object_weight: float,
-        pixel_mean: list[float],
-        pixel_std: list[float],
-        size_divisibility: int,
-        postprocess_before_inference: bool,
-    ):
-        super().__init__()
-        self.backbone = backbone
-        self.sem_seg_head = sem_seg_head
-        self.criterion = ClassWeights(num_classes, no_object_weight)
-        self.num_classes = num_classes
-        self.size_divisibility = math.lcm(max(size_divisibility, 1), max(backbone.size_divisibility, 1))
-        self.postprocess_before_inference = postprocess_before_inference
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+    def __init__(self, *, no_object_weight: float, **others):
+        super().__init__(**others)
+        self.criterion = ClassWeights(self.num_classes, no_object_weight)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -134,67 +106,6 @@ class MaskFormer(nn.Module):
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
             "postprocess_before_inference": cfg.MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
         }
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Shape: (..., C, H, W) of any dtype, 0..255, to float32 with the configured mean and deviation removed."""
-        return (images.to(self.pixel_mean) - self.pixel_mean) / self.pixel_std
-
-    def forward(
-        self, images: Tensor | list[dict], auxiliary: bool = True
-    ) -> SegmentationOutput | list[dict[str, Tensor]]:
-        """Raw outputs for a tensor of images, or semantic inference for detectron2's list of dicts.
-
-        Args:
-            images: either (B, C, H, W) of values 0..255 in INPUT.FORMAT order, uint8 or float, any H and W; or, in eval
-                mode, a list of dicts with "image" (C, h, w) and optionally "height" and "width", the result's size.
-            auxiliary: for a tensor: give the earlier decoder layers' outputs too (if DEEP_SUPERVISION); the teacher
-                does without.
-
-        Returns:
-            For a tensor a :class:`SegmentationOutput` with masks of stride 4; for a list ``[{"sem_seg": (K, height,
-            width)}]``, scores of at least 0.
-
-        Raises:
-            TypeError: a list in train mode; the losses live in the trainer.
-            ValueError: a tensor of another shape.
-        """
-        if isinstance(images, Tensor):
-            if images.dim() != 4 or images.shape[1] != len(self.pixel_mean):
-                raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, {len(self.pixel_mean)}, H, W)")
-            return self.sem_seg_head(self.backbone(self.normalize(images)), auxiliary)
-        if self.training:
-            raise TypeError(
-                "MaskFormer in train mode takes an image tensor (B, 3, H, W) and returns raw outputs; losses are "
-                "computed by rc2l.engine.trainer. Call model.eval() for inference on a list of dicts"
-            )
-        return self.inference(images)
-
-    def inference(self, batched_inputs: list[dict]) -> list[dict[str, Tensor]]:
-        """Semantic inference on images of possibly different sizes; see :meth:`forward`."""
-        normalized = [self.normalize(item["image"].to(self.device)) for item in batched_inputs]
-        images = ImageList.from_tensors(normalized, self.size_divisibility)
-        output = self.sem_seg_head(self.backbone(images.tensor), auxiliary=False).float()
-        padded_size = images.tensor.shape[-2:]
-        results = []
-        # float32 under AMP too: classes and masks of nearly equal score are told apart. One image at a time: the
-        # full-resolution masks of all queries are the peak of memory.
-        with torch.autocast(self.device.type, enabled=False):
-            for index, (item, image_size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
-                size = item.get("height", image_size[0]), item.get("width", image_size[1])
-                masks = F.interpolate(
-                    output.pred_masks[index : index + 1], size=padded_size, mode="bilinear", align_corners=False
-                )
-                if self.postprocess_before_inference:
-                    masks = sem_seg_postprocess(masks[0], image_size, *size)[None]
-                scores = semantic_scores(output.pred_logits[index : index + 1], masks.sigmoid())[0]
-                if not self.postprocess_before_inference:
-                    scores = sem_seg_postprocess(scores, image_size, *size)
-                results.append({"sem_seg": scores})
-        return results
 
 
 def _check_config(cfg: CfgNode) -> None:

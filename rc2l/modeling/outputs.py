@@ -1,51 +1,77 @@
-"""What a segmentation model returns: one dataclass."""
+"""What a segmentation model returns: one dataclass, for mask classification and for per-pixel classification."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 @dataclass
 class SegmentationOutput:
-    """Raw outputs of mask classification on a batch of images.
+    """Raw outputs of a model on a batch of images; either ``pred_logits`` and ``pred_masks`` or ``pixel_logits``.
 
-    Letters: ``B`` images, ``Q`` queries, ``K`` classes, ``C`` channels, ``h w`` the stride-4 feature size.
+    Letters: ``B`` images, ``Q`` queries, ``K`` classes, ``C`` channels, ``h w`` the size of the model's finest feature.
     """
 
-    #: (B, Q, K+1) class logits of the last decoder layer; index K is "no object".
-    pred_logits: Tensor
-    #: (B, Q, h, w) mask logits of the last decoder layer.
-    pred_masks: Tensor
+    #: (B, Q, K+1) class logits of the last decoder layer; index K is "no object". Mask classification only.
+    pred_logits: Tensor | None
+    #: (B, Q, h, w) mask logits of the last decoder layer. Mask classification only.
+    pred_masks: Tensor | None
     #: (B, C, h, w) per-pixel features F^s, the output of the pixel decoder.
     pixel_features: Tensor
     #: (logits, masks) of the decoder layers before the last, first layer first.
     aux_outputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    #: (B, K, h, w) class logits of each pixel. Per-pixel classification only.
+    pixel_logits: Tensor | None = None
+    #: (B, D, h, w) output of the projection head, where training has one.
+    representation: Tensor | None = None
 
     def __getitem__(self, images: slice) -> "SegmentationOutput":
         """The outputs of a range of images (views, no copies)."""
-        return SegmentationOutput(
-            pred_logits=self.pred_logits[images],
-            pred_masks=self.pred_masks[images],
-            pixel_features=self.pixel_features[images],
-            aux_outputs=[(logits[images], masks[images]) for logits, masks in self.aux_outputs],
-        )
+        return self._map(lambda tensor: tensor[images])
 
     def __len__(self) -> int:
-        return self.pred_logits.shape[0]
+        return len(self.pixel_features)
 
     def float(self) -> "SegmentationOutput":
         """The same in float32: losses and matching run in it under AMP."""
-        return SegmentationOutput(
-            pred_logits=self.pred_logits.float(),
-            pred_masks=self.pred_masks.float(),
-            pixel_features=self.pixel_features.float(),
-            aux_outputs=[(logits.float(), masks.float()) for logits, masks in self.aux_outputs],
-        )
+        return self._map(lambda tensor: tensor.float())
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """(logits, masks) of every decoder layer, the last one first."""
         return [(self.pred_logits, self.pred_masks), *self.aux_outputs]
+
+    def class_scores(self, size: tuple[int, int]) -> Tensor:
+        """How much each class claims each pixel, at a size in pixels.
+
+        Per-pixel logits are raised to the size, then softmax; the semantic inference of masks is made at their own
+        size, then raised.
+
+        Shape:
+            (B, K, *size), at least 0; divided by their sum over classes they are probabilities.
+        """
+        if self.pixel_logits is not None:
+            return _resize(self.pixel_logits, size).softmax(1)
+        return _resize(semantic_scores(self.pred_logits, self.pred_masks.sigmoid()), size)
+
+    def class_probabilities(self, size: tuple[int, int]) -> Tensor:
+        """:meth:`class_scores` normalized over classes: (B, K, *size), summing to 1."""
+        scores = self.class_scores(size)
+        return scores / scores.sum(1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+
+    def class_logits(self, size: tuple[int, int]) -> Tensor:
+        """Logits of :meth:`class_probabilities`, (B, K, *size), for cross-entropy; those of scores are cut at 1e-6."""
+        if self.pixel_logits is not None:
+            return _resize(self.pixel_logits, size)
+        return self.class_scores(size).clamp(min=1e-6).log()
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "SegmentationOutput":
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        tensors = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        aux_outputs = [(function(logits), function(masks)) for logits, masks in self.aux_outputs]
+        return replace(self, aux_outputs=aux_outputs, **tensors)
 
 
 def semantic_scores(pred_logits: Tensor, mask_probs: Tensor) -> Tensor:
@@ -57,3 +83,9 @@ def semantic_scores(pred_logits: Tensor, mask_probs: Tensor) -> Tensor:
     """
     class_probs = pred_logits.softmax(-1)[..., :-1]
     return torch.einsum("bqk,bqhw->bkhw", class_probs, mask_probs)
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

@@ -142,7 +142,9 @@ def torchvision_to_detectron2(name: str) -> str:
 def _current_name(name: str) -> str:
     """Current name of a MaskFormer parameter: old files lack ``pixel_decoder.`` in the names of its parts."""
     head = "sem_seg_head."
-    if name.startswith(head) and not name.startswith((f"{head}predictor.", f"{head}pixel_decoder.")):
+    # DeepLab's head has a part named decoder, MaskFormer's never had.
+    parts = ("predictor.", "pixel_decoder.", "decoder.")
+    if name.startswith(head) and not name.startswith(tuple(head + part for part in parts)):
         return f"{head}pixel_decoder.{name.removeprefix(head)}"
     return name
 
@@ -150,6 +152,10 @@ def _current_name(name: str) -> str:
 def _rename(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """(tensors under our names, kind of the file)."""
     if any(name.startswith("sem_seg_head.") for name in tensors):
+        if not any(name.startswith("sem_seg_head.predictor.query_embed") for name in tensors) and any(
+            re.match(r"sem_seg_head\.(decoder|predictor)\.", name) for name in tensors
+        ):
+            return tensors, "DeepLab"
         renamed = {_current_name(name): value for name, value in tensors.items()}
         return renamed, "MaskFormer" if renamed.keys() == tensors.keys() else "MaskFormer, legacy names"
     if "layer1.0.conv1.weight" in tensors:

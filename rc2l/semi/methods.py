@@ -1,56 +1,64 @@
 """The training methods: which losses a batch gives, with which weights.
 
-``supervised``: RC²L eq. 1 on the labelled images. ``consistency`` (RC²L table 3, row 1) adds matched-mask consistency
-on the unlabelled ones, ``rc2l`` adds RCC, SMC, RMC and RFC there instead (eq. 2 and 3).
+On labelled images RC²L eq. 1 (mask classification) or cross-entropy (per-pixel classification). On unlabelled ones
+``supervised`` has nothing, ``consistency`` matched-mask consistency (RC²L table 3, row 1), ``rc2l`` RCC, SMC, RMC and
+RFC (eq. 2 and 3), ``self_training`` cross-entropy on pseudo labels (ReCo eq. 5), ``s4gan`` what its discriminator asks
+(see :mod:`rc2l.semi.adversary`; the trainer adds it). RECO.ENABLED adds regional contrast to
+any of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from rc2l.losses import region
-from rc2l.losses.regions import Regions
-from rc2l.losses.set_criterion import set_criterion
-from rc2l.modeling.matcher import HungarianMatcher, Matches
+from rc2l.data.mixing import BOXES, MIXINGS
 from rc2l.modeling.outputs import SegmentationOutput
+from rc2l.semi.pixel_losses import PixelLosses
+from rc2l.semi.reco_auxiliary import RecoAuxiliary
+from rc2l.semi.region_losses import RegionLosses
 
-METHODS = ("supervised", "consistency", "rc2l")
+METHODS = ("supervised", "consistency", "rc2l", "self_training", "s4gan")
+#: Methods made of regions, which only mask classification has.
+REGION_METHODS = ("consistency", "rc2l")
 
 
 class Method:
     """Turns student outputs, labels and pseudo labels into named, weighted losses, whose sum is trained on.
 
     Raises:
-        ValueError: unknown method, union or loss resolution, or a temperature that is not above 0.
+        ValueError: unknown method or mixing, a method that does not fit the model, or a bad value of a loss's key.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        if cfg.SEMI.METHOD not in METHODS:
-            raise ValueError(f"unknown method '{cfg.SEMI.METHOD}': SEMI.METHOD must be one of {', '.join(METHODS)}")
-        if cfg.RC2L.UNION not in region.UNIONS:
-            raise ValueError(f"unknown union '{cfg.RC2L.UNION}': RC2L.UNION must be one of {', '.join(region.UNIONS)}")
-        if cfg.SEMI.LOSS_RESOLUTION not in ("mask", "crop"):
-            raise ValueError(f"unknown SEMI.LOSS_RESOLUTION '{cfg.SEMI.LOSS_RESOLUTION}': it must be 'mask' or 'crop'")
+        self.name = cfg.SEMI.METHOD
+        if self.name not in METHODS:
+            raise ValueError(f"unknown method '{self.name}': SEMI.METHOD must be one of {', '.join(METHODS)}")
+        self.per_pixel = cfg.MODEL.META_ARCHITECTURE == "PerPixelSegmentor"
+        if self.per_pixel and self.name in REGION_METHODS:
+            raise ValueError(
+                f"SEMI.METHOD '{self.name}' matches masks, which PerPixelSegmentor has none of: set "
+                "MODEL.META_ARCHITECTURE to MaskFormer, or SEMI.METHOD to self_training or supervised"
+            )
         if cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE != 255:
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}: it must be 255, as "
                 "ignored pixels are in every label map here; map another one to 255 by the dataset's label_map"
             )
-        for key in ("RMC_TEMPERATURE", "RFC_TEMPERATURE"):
-            if cfg.RC2L[key] <= 0:
-                raise ValueError(f"RC2L.{key} is {cfg.RC2L[key]}: it must be above 0")
-        self.name = cfg.SEMI.METHOD
+        mixing = cfg.SEMI.MIXING
+        for key, choices in (("NAME", MIXINGS), ("BOX", BOXES)):
+            if mixing[key] not in choices:
+                raise ValueError(f"SEMI.MIXING.{key} is '{mixing[key]}': it must be one of {', '.join(choices)}")
+        if self.name == "s4gan" and mixing.NAME != "none":
+            raise ValueError(
+                f"SEMI.MIXING.NAME is '{mixing.NAME}': s4gan compares predictions of whole images with labels, so it "
+                "must be none"
+            )
         self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        self.mask_former = cfg.MODEL.MASK_FORMER
-        self.unsupervised_weight = cfg.SEMI.UNSUPERVISED_WEIGHT
-        self.deep_supervision = cfg.SEMI.DEEP_SUPERVISION
-        self.loss_resolution = cfg.SEMI.LOSS_RESOLUTION
-        self.rc2l = cfg.RC2L
-        self.consistency = cfg.CONSISTENCY
-        self.matcher = HungarianMatcher(1.0, self.mask_former.MASK_WEIGHT, self.mask_former.DICE_WEIGHT)
+        self.regions = RegionLosses(cfg)
+        self.pixels = PixelLosses(cfg)
+        self.reco = RecoAuxiliary(cfg) if cfg.RECO.ENABLED else None
+        self._watched: dict[str, Tensor] = {}
 
     @property
     def semi_supervised(self) -> bool:
@@ -64,8 +72,9 @@ class Method:
         strong: SegmentationOutput | None = None,
         pseudo_targets: Tensor | None = None,
         average: Callable[[Tensor], Tensor] = lambda totals: totals,
+        pseudo_confidence: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Named losses, weights included: their sum is the loss of RC²L eq. 3.
+        """Named losses, weights included: their sum is the loss of RC²L eq. 3 or ReCo eq. 5.
 
         Args:
             labeled: float32 student outputs on the labelled images.
@@ -73,122 +82,25 @@ class Method:
             strong: float32 student outputs on the strong views; None leaves the unsupervised loss out (burn-in).
             pseudo_targets: (B_u, H, W) label maps of the strong views.
             average: mean of a tensor over processes.
+            pseudo_confidence: (B_u, H, W) confidences of the strong views, for ``self_training`` and ReCo.
 
         Raises:
             FloatingPointError: the student's outputs are not finite.
         """
-        layers, regions = labeled.layers(), self._regions(targets)
-        groups = [(layers, regions)]
-        if strong is not None:
-            strong_layers = strong.layers() if self.deep_supervision else strong.layers()[:1]
-            pseudo_regions = self._regions(pseudo_targets)
-            groups.append((strong_layers, pseudo_regions))
-        matches = self.matcher(groups)
-        losses = self._supervised(layers, regions, matches[0], average)
-        if strong is not None:
-            losses |= self._unsupervised(strong_layers, strong.pixel_features, pseudo_regions, matches[1], average)
+        self._watched = {}
+        of_regions = self.name in REGION_METHODS
+        if self.per_pixel:
+            losses = self.pixels.supervised(labeled, targets, average)
+        else:
+            regions_of = (strong, pseudo_targets) if of_regions else (None, None)
+            losses = self.regions.losses(labeled, targets, *regions_of, average)
+        if strong is not None and self.name == "self_training":
+            more, self._watched = self.pixels.self_training(strong, pseudo_targets, pseudo_confidence, average)
+            losses |= more
+        if self.reco:
+            losses |= self.reco.losses(labeled, targets, strong, pseudo_targets, pseudo_confidence)
         return losses
 
-    def _regions(self, label_map: Tensor) -> Regions:
-        return Regions.from_label_map(label_map, self.num_classes)
-
-    def _supervised(self, layers, regions: Regions, matches: Matches, average) -> dict[str, Tensor]:
-        losses = set_criterion(
-            layers, regions, matches.pairs, matches.num_regions, self.mask_former.NO_OBJECT_WEIGHT, average
-        )
-        weights = {"ce": 1.0, "mask": self.mask_former.MASK_WEIGHT, "dice": self.mask_former.DICE_WEIGHT}
-        return {name: value * weights[name.split("_")[1]] for name, value in losses.items()}
-
-    def _unsupervised(
-        self, layers, pixel_features: Tensor, regions: Regions, matches: Matches, average
-    ) -> dict[str, Tensor]:
-        count = average(pixel_features.new_tensor(float(matches.num_regions))).clamp(min=1)
-        scale = self.unsupervised_weight / (len(layers) * count)
-        losses: dict[str, Tensor] = {}
-        for (logits, masks), pairs in zip(layers, matches.pairs, strict=True):
-            slots = _pad_pairs(pairs, matches.counts, regions)
-            for name, value in self._region_losses(logits, masks, pixel_features, regions, *slots).items():
-                losses[name] = losses.get(name, 0) + scale * value.sum()
-        return losses
-
-    def _region_losses(
-        self, logits, masks, pixel_features, regions: Regions, query: Tensor, slot: Tensor, matched: Tensor
-    ) -> dict[str, Tensor]:
-        """Weighted losses of one decoder layer, one value per region: (B, T) each."""
-        low = regions.resized(*masks.shape[-2:])
-        regions = regions if self.loss_resolution == "crop" else low
-        image = torch.arange(len(masks), device=masks.device)[:, None]
-        present = slot >= 0
-        slot = slot.clamp(min=0)
-        pseudo_masks = regions.select(image.expand_as(slot), slot)
-        labels = regions.labels.gather(1, slot)
-        student_logits = self._resize(masks[image, query], regions.valid)
-        weights, valid = self.rc2l, regions.valid
-
-        losses = {}
-        consistency_weight = 1.0 if self.name == "consistency" else weights.CONSISTENCY_WEIGHT
-        if consistency_weight > 0:
-            focal, dice = region.matched_mask_consistency(student_logits, pseudo_masks, matched, valid)
-            loss = self.consistency.FOCAL_WEIGHT * focal + self.consistency.DICE_WEIGHT * dice
-            losses["loss_consistency"] = consistency_weight * loss
-        if self.name == "consistency":
-            return losses
-        if weights.RCC_WEIGHT > 0:
-            loss = region.region_class_consistency(logits[image, query], labels, matched)
-            losses["loss_rcc"] = weights.RCC_WEIGHT * loss
-        if weights.SMC_FOCAL_WEIGHT > 0 or weights.SMC_DICE_WEIGHT > 0:
-            union = self._resize(region.semantic_union(logits, masks.sigmoid(), labels, weights.UNION), valid)
-            focal, dice = region.semantic_mask_consistency(union, pseudo_masks, present, valid)
-            losses["loss_smc"] = weights.SMC_FOCAL_WEIGHT * focal + weights.SMC_DICE_WEIGHT * dice
-        if weights.RMC_WEIGHT > 0:
-            loss = region.region_mask_contrast(
-                student_logits.sigmoid(),
-                pseudo_masks,
-                matched,
-                valid,
-                weights.RMC_TEMPERATURE,
-                weights.POSITIVE_IN_DENOMINATOR,
-            )
-            losses["loss_rmc"] = weights.RMC_WEIGHT * loss
-        if weights.RFC_WEIGHT > 0:  # at the resolution of the features, whatever that of the masks
-            loss = region.region_feature_contrast(
-                masks[image, query].sigmoid(),
-                low.select(image.expand_as(slot), slot),
-                pixel_features,
-                matched,
-                low.valid,
-                weights.RFC_TEMPERATURE,
-                weights.POSITIVE_IN_DENOMINATOR,
-                weights.DETACH_TARGET,
-            )
-            losses["loss_rfc"] = weights.RFC_WEIGHT * loss
-        return losses
-
-    @staticmethod
-    def _resize(maps: Tensor, like: Tensor) -> Tensor:
-        if maps.shape[-2:] == like.shape[-2:]:
-            return maps
-        return F.interpolate(maps, size=like.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def _pad_pairs(pairs, counts: list[int], regions: Regions) -> tuple[Tensor, Tensor, Tensor]:
-    """Matched pairs as one row per image, every region present in it included.
-
-    Returns:
-        query (B, T), 0 where there is none; slot (B, T), -1 where there is none; matched (B, T) bool. T is the largest
-        number of regions of an image, at least 1.
-    """
-    image, query, slot = pairs
-    B, T = len(counts), max(1, *counts)
-    device = image.device
-    # Slots that hold a region first, in order: the position of a slot is the number of present slots before it.
-    present = regions.present()
-    position = present.cumsum(1) - 1
-    order = present.int().argsort(dim=1, descending=True, stable=True)[:, :T]
-    padded_slot = torch.where(present.gather(1, order), order, -1)
-    padded_query = torch.zeros(B, T, dtype=torch.int64, device=device)
-    matched = torch.zeros(B, T, dtype=torch.bool, device=device)
-    column = position[image, slot]
-    padded_query[image, column] = query
-    matched[image, column] = True
-    return padded_query, padded_slot, matched
+    def watched(self, class_names: Sequence[str]) -> dict[str, Tensor]:
+        """Further numbers of the last step worth watching, as 0-d tensors."""
+        return self._watched | (self.reco.watched(class_names) if self.reco else {})

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from rc2l.modeling.outputs import SegmentationOutput, semantic_scores
+from rc2l.modeling.outputs import SegmentationOutput
 
 
 @dataclass
@@ -23,7 +22,7 @@ class PseudoLabels:
 def pseudo_labels(
     output: SegmentationOutput, valid: Tensor, min_confidence: float = 0.0, ignore_value: int = 255
 ) -> PseudoLabels:
-    """Semantic inference at stride 4, raised to the crop, normalised over classes: argmax and maximum.
+    """Class scores of every pixel of the crop, normalised over classes: argmax and maximum.
 
     Args:
         output: the teacher's outputs on the weak views.
@@ -31,8 +30,7 @@ def pseudo_labels(
         min_confidence: pixels below it, in [0, 1], are ignored.
         ignore_value: label of ignored pixels.
     """
-    scores = semantic_scores(output.pred_logits, output.pred_masks.sigmoid())
-    scores = F.interpolate(scores, size=valid.shape[-2:], mode="bilinear", align_corners=False)
+    scores = output.class_scores(valid.shape[-2:])
     best, label_map = scores.max(1)
     confidence = best / scores.sum(1).clamp(min=torch.finfo(scores.dtype).tiny)
     keep = valid & (confidence >= min_confidence)

@@ -1,0 +1,101 @@
+"""S4GAN: its losses, its discriminator, a run through train_net.py."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import train_net
+from rc2l.data.datasets.shapes import generate_shapes
+from rc2l.engine.run import argument_parser
+from rc2l.losses.adversarial import discriminator_loss, feature_matching_loss, one_hot_targets
+from rc2l.modeling.outputs import SegmentationOutput
+from rc2l.semi.adversary import Adversary
+from rc2l.semi.methods import Method
+from tests.shared_data import REPO
+from tests.test_per_pixel import TINY, config
+
+
+def test_discriminator_loss_is_binary_cross_entropy():
+    loss = discriminator_loss(torch.zeros(3), torch.zeros(5))
+    assert loss.item() == pytest.approx(2 * math.log(2))
+    assert discriminator_loss(torch.full((2,), 50.0), torch.full((2,), -50.0)) < 1e-6
+
+
+def test_feature_matching_moves_predictions_only():
+    real, fake = torch.ones(2, 4, requires_grad=True), torch.zeros(3, 4, requires_grad=True)
+    loss = feature_matching_loss(real, fake)
+    loss.backward()
+    assert loss.item() == 1 and real.grad is None and (fake.grad < 0).all()
+
+
+def test_ignored_pixels_show_the_prediction():
+    targets = torch.tensor([[[0, 2, 255]]])
+    probabilities = torch.full((1, 3, 1, 3), 1 / 3, requires_grad=True)
+    real = one_hot_targets(targets, probabilities)
+    assert real[0, :, 0, 0].tolist() == [1, 0, 0] and real[0, :, 0, 1].tolist() == [0, 0, 1]
+    torch.testing.assert_close(real[0, :, 0, 2], torch.full((3,), 1 / 3))
+    assert not real.requires_grad
+
+
+def adversary_and_batch(threshold: float):
+    torch.manual_seed(0)
+    adversary = Adversary(config("s4gan_deeplab", "S4GAN.SCORE_THRESHOLD", threshold))
+    logits = torch.randn(4, 9, 8, 8, requires_grad=True)
+    output = SegmentationOutput(None, None, torch.zeros(4, 1, 8, 8), pixel_logits=logits)
+    images, targets = torch.randn(4, 3, 32, 32), torch.randint(0, 9, (2, 32, 32))
+    return adversary, logits, (images[:2], output[:2], targets, images[2:], output[2:], lambda totals: totals)
+
+
+@pytest.mark.parametrize(("threshold", "trusted"), [(0.0, True), (1.0, False)])
+def test_only_trusted_predictions_are_trained_on(threshold, trusted):
+    adversary, logits, batch = adversary_and_batch(threshold)
+    losses = adversary.losses(*batch)
+    assert (losses["loss_self_training"] > 0) == trusted
+    sum(losses.values()).backward()
+    assert logits.grad[2:].abs().sum() > 0 and (logits.grad[:2] == 0).all()
+    assert all(parameter.grad is None for parameter in adversary.discriminator.parameters())
+
+
+def test_discriminator_learns_and_resumes():
+    adversary, logits, batch = adversary_and_batch(0.6)
+    before = [parameter.clone() for parameter in adversary.discriminator.parameters()]
+    adversary.update(1.0, lambda totals: totals)  # saw nothing yet
+    assert all(torch.equal(a, b) for a, b in zip(before, adversary.discriminator.parameters(), strict=True))
+    history = []
+    for _ in range(30):
+        adversary.losses(*batch)
+        adversary.update(10.0, lambda totals: totals)
+        history.append(adversary.watched["s4gan/discriminator_loss"].item())
+    assert sum(history[-5:]) < sum(history[:5]) and logits.grad is None
+    other, _, _ = adversary_and_batch(0.6)
+    other.load_state_dict(adversary.state_dict())
+    for a, b in zip(adversary.discriminator.parameters(), other.discriminator.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_resumed_run_equals_a_straight_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    generate_shapes(tmp_path, num_train=16, num_val=4, size=64)
+    arguments = ["--config-file", str(REPO / "configs/shapes/s4gan_deeplab.yaml"), *TINY]
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    train_net.main(argument_parser("").parse_args([*arguments, "OUTPUT_DIR", str(straight)]))
+    last = [row for row in map(json.loads, (straight / "metrics.json").read_text().splitlines()) if "total_loss" in row]
+    assert last[-1].keys() >= {"loss_ce", "loss_feature_matching", "s4gan/score", "s4gan/discriminator_loss"}
+    resumed.mkdir()
+    (resumed / "model_0000001.pth").write_bytes((straight / "model_0000001.pth").read_bytes())
+    (resumed / "last_checkpoint").write_text("model_0000001.pth")
+    train_net.main(argument_parser("").parse_args(["--resume", *arguments, "OUTPUT_DIR", str(resumed)]))
+    files = [torch.load(path / "model_final.pth", weights_only=True) for path in (straight, resumed)]
+    for first, second in ((file["model"], file["adversary"]["discriminator"]) for file in files):
+        assert all(torch.isfinite(value).all() for value in [*first.values(), *second.values()])
+    for key, value in files[0]["adversary"]["discriminator"].items():
+        assert torch.equal(value, files[1]["adversary"]["discriminator"][key]), key
+    for key, value in files[0]["model"].items():
+        assert torch.equal(value, files[1]["model"][key]), key
+
+
+def test_mixed_images_are_refused():
+    with pytest.raises(ValueError, match=r"SEMI\.MIXING\.NAME is 'cutmix': s4gan"):
+        Method(config("s4gan_deeplab", "SEMI.MIXING.NAME", "cutmix"))
