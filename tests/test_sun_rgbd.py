@@ -114,7 +114,7 @@ def test_configs_have_the_sizes_and_splits_of_the_paper(folder, size, crop, labe
         split = path.stem.rsplit("_", 1)[1]
         if split.startswith("p"):
             partial = cfg.DATASETS.PARTIAL_LABELS
-            assert partial.ENABLED and partial.SHARE == int(split[1:]) / 100 and int(split[1:]) in (0, 1, 5, 25)
+            assert partial.ENABLED and int(split[1:]) / 100 == partial.SHARE and int(split[1:]) in (0, 1, 5, 25)
         else:
-            assert cfg.DATASETS.SPLIT.NUM_LABELED == int(split) and int(split) in labels
+            assert int(split) == cfg.DATASETS.SPLIT.NUM_LABELED and int(split) in labels
             assert cfg.DATASETS.SPLIT.SAMPLING == "few_labels"
