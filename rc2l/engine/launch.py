@@ -1,7 +1,6 @@
 """How the processes of a run come to be: one, --num-gpus N (detectron2's launcher), or torchrun, on GPUs or CPUs."""
 
 import argparse
-import logging
 import os
 from collections.abc import Callable
 
@@ -75,5 +74,4 @@ def raise_together(check: Callable[[], None]) -> None:
             failure = error
     failure = comm.all_gather(failure)[0]
     if failure is not None:
-        logging.getLogger(__name__).debug("the main process found bad input")
         raise failure

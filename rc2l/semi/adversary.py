@@ -6,13 +6,11 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from rc2l.data.reading import IGNORE
 from rc2l.losses.adversarial import discriminator_loss, feature_matching_loss, one_hot_targets
 from rc2l.losses.self_training import pixel_cross_entropy
 from rc2l.modeling.discriminator import Discriminator
 from rc2l.modeling.outputs import SegmentationOutput
-
-#: Label of ignored pixels, everywhere in the project.
-IGNORED = 255
 
 
 class Adversary:
@@ -67,7 +65,7 @@ class Adversary:
 
         score = logits.detach().sigmoid()
         chosen = score >= self.options.SCORE_THRESHOLD
-        pseudo = torch.where(chosen[:, None, None], predicted.detach().argmax(1), IGNORED)
+        pseudo = torch.where(chosen[:, None, None], predicted.detach().argmax(1), IGNORE)
         self_training = pixel_cross_entropy(unlabeled_output.class_logits(size), pseudo, None, average=average)
         self.watched = {"s4gan/score": score.mean(), "s4gan/chosen_share": chosen.float().mean()}
         matching = feature_matching_loss(real_features, fake_features)

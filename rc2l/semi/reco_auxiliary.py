@@ -6,12 +6,10 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from rc2l.data.reading import IGNORE
 from rc2l.losses.reco import Reco, RecoOptions, reco_loss
 from rc2l.losses.regions import sample_nearest
 from rc2l.modeling.outputs import SegmentationOutput
-
-#: Label of ignored pixels, everywhere in the project.
-IGNORED = 255
 
 
 class RecoAuxiliary:
@@ -58,7 +56,7 @@ class RecoAuxiliary:
         parts = [(labeled, sample_nearest(targets, *size))]
         if strong is not None:
             sure = sample_nearest(pseudo_confidence, *size) > self.pseudo_threshold
-            parts.append((strong, torch.where(sure, sample_nearest(pseudo_targets, *size), IGNORED)))
+            parts.append((strong, torch.where(sure, sample_nearest(pseudo_targets, *size), IGNORE)))
         labels = torch.cat([part_labels for _, part_labels in parts])
         own = torch.cat([self._own_probability(output, part_labels) for output, part_labels in parts])
         representation = torch.cat([output.representation for output, _ in parts])
@@ -68,7 +66,7 @@ class RecoAuxiliary:
     @torch.no_grad()
     def _own_probability(self, output: SegmentationOutput, labels: Tensor) -> Tensor:
         """(B, h, w): the student's probability of each pixel's own label; of any class where it is ignored."""
-        index = torch.where(labels == IGNORED, 0, labels.long())
+        index = torch.where(labels == IGNORE, 0, labels.long())
         return output.class_probabilities(labels.shape[-2:]).gather(1, index[:, None])[:, 0]
 
     def watched(self, class_names: Sequence[str]) -> dict[str, Tensor]:
