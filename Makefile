@@ -19,7 +19,7 @@ demo: install
 	$(RUN) tools/demo.py
 
 table: install
-	$(RUN) tools/demo.py --methods supervised consistency rc2l all_labels --seeds 0 1 2 --output output/table
+	$(RUN) tools/demo.py --methods all --seeds 3 4 5 --output output/table
 
 test: install
 	$(RUN) -m pytest

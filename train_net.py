@@ -25,5 +25,5 @@ if __name__ == "__main__":
     arguments = argument_parser(__doc__).parse_args()
     try:
         launch(main, arguments)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

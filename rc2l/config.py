@@ -172,6 +172,9 @@ def add_reco_config(cfg: CfgNode) -> None:
     # delta_s of ReCo eq. 5, in [0, 1]: the loss of an image is weighted by the share of its pixels at least so
     # confident.
     cfg.SELF_TRAINING.CONFIDENCE_THRESHOLD = 0.97
+    # Share of the pseudo-labeled pixels of a process and step, in [0, 1], that are trained on, those of the lowest
+    # entropy of the teacher: at the first and at the last iteration, linear between. DGCL: [0.8, 1.0].
+    cfg.SELF_TRAINING.KEPT_SHARE = [1.0, 1.0]
 
     cfg.S4GAN = CfgNode()
     # Weights of feature matching and of self-training on predictions that the discriminator trusts (S4GAN: 0.1, 1).
@@ -210,6 +213,58 @@ def add_reco_config(cfg: CfgNode) -> None:
     # class: one key set for all queries of a class (eq. 1) | query: one for each query, as the authors' code; the
     # expected loss is the same, with less variance at several times the cost.
     cfg.RECO.KEY_SETS = "class"
+    # Entries of each class in a feature bank that class means, relation graph and keys come from instead of the
+    # mini-batch (appendix B), in every process and every checkpoint, 4 RECO.DIM bytes each; 0: no bank, as the paper's
+    # method.
+    cfg.RECO.MEMORY_PER_CLASS = 0
+    # Pixels of each class that a process adds to the bank after a step, at most; drawn evenly where there are more.
+    cfg.RECO.ADDED_PER_CLASS = 128
+
+
+def add_dgcl_config(cfg: CfgNode) -> None:
+    """Add the keys of DGCL, density-guided contrast."""
+    cfg.DGCL = CfgNode()
+    # Add the DGCL loss on a projection head of its own, which exists in training only, to the method that SEMI.METHOD
+    # names; RECO may be ENABLED too.
+    cfg.DGCL.ENABLED = False
+    # Weight of the DGCL loss; the poster prints none.
+    cfg.DGCL.WEIGHT = 1.0
+    # Channels of the projections; the poster prints none, ReCo has as many.
+    cfg.DGCL.DIM = 256
+    # tau, above 0, which divides similarities; the authors' code.
+    cfg.DGCL.TEMPERATURE = 0.5
+    # k_low and k_high of the authors' training script: anchors of each class in a step of a process, and pixels of the
+    # batch (and again entries of the memory) whose mean is the positive.
+    cfg.DGCL.NUM_ANCHORS = 200
+    cfg.DGCL.NUM_POSITIVES = 50
+    # Pixels of other classes that the anchors of a class are contrasted with, at most; the authors' code.
+    cfg.DGCL.NUM_NEGATIVES = 512
+    # Numbers of nearest neighbors in the memory over which density is averaged; the poster's "multi-scale KNN", values
+    # of the authors' code. A class takes part once its memory holds as many entries as the largest.
+    cfg.DGCL.NEIGHBORS = [8, 16, 32]
+    # Class ids without anchors and memory; their pixels are negatives all the same. The authors' code: background, [0]
+    # on VOC. Cityscapes has none.
+    cfg.DGCL.SKIP_CLASSES = []
+    # low_density | random | low_confidence; which pixels are anchors (ablation of the poster).
+    cfg.DGCL.ANCHORS = "low_density"
+    # high_density | average (drawn evenly) | high_confidence; what the positive is the mean of (ablation of the
+    # poster).
+    cfg.DGCL.POSITIVES = "high_density"
+    # Share of the pseudo-labeled pixels of a process and step, in [0, 1], that are left out, those of the highest
+    # entropy of the teacher: at the first and at the last iteration, linear between.
+    cfg.DGCL.DROPPED_SHARE = [0.8, 0.1]
+    # Pixels of a process and step that are looked at, drawn evenly where there are more. It bounds the cost.
+    cfg.DGCL.MAX_PIXELS = 16384
+    # Entries of each class in the memory bank, which is in every process and in every checkpoint: with 256 + 256
+    # channels 2 KiB each. At least the largest of NEIGHBORS.
+    cfg.DGCL.MEMORY_PER_CLASS = 5000
+    # Pixels of each class that a process adds to the memory in a step, at most; drawn evenly where there are more.
+    cfg.DGCL.ADDED_PER_CLASS = 128
+    # Pseudo-labeled pixels enter the memory where the teacher's confidence, in [0, 1], is above this.
+    cfg.DGCL.MEMORY_CONFIDENCE = 0.7
+    # Entries of each class whose density is measured anew in a step, those first whose density is not known or oldest;
+    # 0: never, as in the authors' code.
+    cfg.DGCL.REFRESHED_PER_CLASS = 64
 
 
 def add_label_config(cfg: CfgNode) -> None:
@@ -267,6 +322,21 @@ def add_custom_dataset_config(cfg: CfgNode) -> None:
     cfg.DATASETS.CUSTOM = None
 
 
+def add_run_config(cfg: CfgNode) -> None:
+    """Add the keys of what happens when a run goes wrong."""
+    # Steps of a run with a non-finite loss that are left out instead of stopping it, 0 or more; read only under fp16.
+    cfg.SOLVER.MAX_SKIPPED_STEPS = 0
+    # Kernels that give the same bits each time, where CUDA has them (docs/determinism.md); slower. CPUs always do.
+    cfg.DETERMINISTIC = False
+    # When to warn of a collapsed teacher: a class above this share of the kept pixels, in [0, 1] ...
+    cfg.SEMI.COLLAPSE = CfgNode()
+    cfg.SEMI.COLLAPSE.MAX_CLASS_SHARE = 0.98
+    # ... or fewer kept pixels than this share, in [0, 1] ...
+    cfg.SEMI.COLLAPSE.MIN_KEPT_SHARE = 0.01
+    # ... for this many iterations.
+    cfg.SEMI.COLLAPSE.PATIENCE = 200
+
+
 def add_rc2l_config(cfg: CfgNode) -> None:
     """Add all keys of the project to a detectron2 config, in place."""
     add_deeplab_config(cfg)
@@ -274,8 +344,10 @@ def add_rc2l_config(cfg: CfgNode) -> None:
     add_mask_former_config(cfg)
     add_semi_config(cfg)
     add_reco_config(cfg)
+    add_dgcl_config(cfg)
     add_custom_dataset_config(cfg)
     add_label_config(cfg)
+    add_run_config(cfg)
     # Evaluate on the first so many images of each test set; 0: all of them.
     cfg.TEST.MAX_IMAGES = 0
 

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rc2l.engine.launch import average_over_processes
 from rc2l.engine.run import load_config
 from rc2l.semi.methods import Method
+from rc2l.semi.strong_views import StrongViews
 from tests.shared_data import REPO
 
 #: No batch norm and no dropout: only then do the two have the same mathematics.
@@ -40,8 +41,9 @@ def gradients(method: str, rank: int = 0, world_size: int = 1) -> dict[str, torc
     chosen = torch.cat([images[labeled], images[unlabeled]]) if rules.semi_supervised else images[labeled]
     output = model(chosen).float()
     count = labeled.stop - labeled.start
-    strong = (output[count:], targets[unlabeled]) if rules.semi_supervised else (None, None)
-    losses = rules.losses(output[:count], targets[labeled], *strong, average_over_processes, confidence[unlabeled])
+    views = StrongViews(None, targets[unlabeled], confidence[unlabeled]) if rules.semi_supervised else None
+    strong = output[count:] if rules.semi_supervised else None
+    losses = rules.losses(output[:count], targets[labeled], strong, views, average_over_processes)
     sum(losses.values()).backward()
     return {name: parameter.grad for name, parameter in student.named_parameters()}
 

@@ -1,8 +1,6 @@
 """The per-pixel family: model, projection head, methods and ReCo through train_net.py."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from rc2l.modeling import MaskFormer, PerPixelSegmentor
 from rc2l.modeling.projection import TrainingNetwork, build_projection
 from rc2l.semi.methods import Method
 from rc2l.semi.pseudo_label import pseudo_labels
+from rc2l.semi.strong_views import StrongViews
 from tests.shared_data import REPO
 
 TINY = """MODEL.SEM_SEG_HEAD.CONVS_DIM 32 MODEL.SEM_SEG_HEAD.ASPP_CHANNELS 32 MODEL.SEM_SEG_HEAD.MASK_DIM 32
@@ -85,9 +84,9 @@ def test_projection_head_is_in_the_training_network_only(name):
     student = model_of(cfg)
     projection = build_projection(cfg, student)
     output = TrainingNetwork(student, projection)(images(64, 64))
-    assert output.representation.shape == (2, 16, *output.pixel_features.shape[-2:])
+    assert output.representations["reco"].shape == (2, 16, *output.pixel_features.shape[-2:])
     assert not any("projection" in key for key in student.state_dict())
-    assert student(images(64, 64)).representation is None
+    assert student(images(64, 64)).representations == {}
     assert build_projection(config(name, "RECO.ENABLED", False), student) is None
 
 
@@ -100,15 +99,15 @@ def test_reco_gradient_reaches_the_student_through_its_features(name):
     targets = torch.randint(0, 9, (2, 64, 64), dtype=torch.uint8)
     confidence = torch.full((2, 64, 64), 0.9)
     method = Method(cfg)
-    losses = method.losses(output[:2], targets, output[2:], targets, pseudo_confidence=confidence)
+    losses = method.losses(output[:2], targets, output[2:], StrongViews(None, targets, confidence))
     losses["loss_reco"].backward()
     touched = {key for key, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert any(key.startswith("projection.") for key in touched)
     assert any(key.startswith("network.backbone.") for key in touched)
     assert not any("predictor" in key for key in touched)  # class probabilities only choose the queries
-    assert method.reco.last.usable.sum() == 4 * output.representation[0, 0].numel()
-    unsure = method.losses(output[:2], targets, output[2:], targets, pseudo_confidence=confidence * 0.7)
-    assert "loss_reco" in unsure and method.reco.last.usable.sum() == 2 * output.representation[0, 0].numel()
+    assert method.reco.last.usable.sum() == 4 * output.representations["reco"][0, 0].numel()
+    unsure = method.losses(output[:2], targets, output[2:], StrongViews(None, targets, confidence * 0.7))
+    assert "loss_reco" in unsure and method.reco.last.usable.sum() == 2 * output.representations["reco"][0, 0].numel()
 
 
 @pytest.fixture(scope="module")
@@ -175,24 +174,6 @@ def test_a_resumed_run_with_reco_equals_a_straight_one(shapes, tmp_path, monkeyp
     for part in ("model", "teacher", "projection"):
         for key, tensor in files[0][part].items():
             assert torch.equal(tensor, files[1][part][key]), (part, key)
-
-
-def test_reco_trains_in_two_processes(shapes, tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes))
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29751"),
-            *("train_net.py", "--config-file", "configs/shapes/rc2l-reco.yaml", "--num-gpus", "0", *TINY),
-            *("OUTPUT_DIR", str(tmp_path)),
-        ],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert (tmp_path / "model_final.pth").exists()
 
 
 BAD = {

@@ -1,11 +1,13 @@
 """ReCo's loss: the official numbers, and what happens at the edges."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from rc2l.losses.pixel_groups import PixelGroups
 from rc2l.losses.reco import (
-    PixelGroups,
     RecoOptions,
     class_means,
     class_relations,
@@ -82,21 +84,26 @@ def test_loss_and_gradient_for_the_official_samples(official):
     torch.testing.assert_close(representation.grad, official.grad_rep, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("key_sets", ["class", "query"])
-def test_sampled_loss_agrees_with_the_official_mean(official, key_sets):
-    """Both ways to share keys have the same expectation; only their variances differ."""
-    options = RecoOptions(**(vars(official.options) | {"key_sets": key_sets}))
+@pytest.mark.parametrize(("key_sets", "draws"), [("class", 2000), ("query", 300)])
+def test_sampled_loss_agrees_with_the_official_mean(official, key_sets, draws):
+    """Within 3 standard errors of the official mean, the error of our own being small beside them.
+
+    Both ways to share keys have the same expectation, since a query's keys have the same distribution in both;
+    ``class`` varies more from draw to draw, so it needs more of them.
+    """
+    options = replace(official.options, key_sets=key_sets)
     generator = torch.Generator().manual_seed(0)
     losses = torch.stack(
         [
             reco_loss(official.rep, official.labels, official.own, official.K, options, generator=generator).loss
-            for _ in range(200)
+            for _ in range(draws)
         ]
     ).double()
-    error = ((losses.var() + official.stat_std**2) / 200).sqrt()
-    assert (losses.mean() - official.stat_mean).abs() < 3 * error
+    official_error = official.stat_std / 200**0.5
+    assert losses.std() / draws**0.5 < official_error
+    assert (losses.mean() - official.stat_mean).abs() < 3 * official_error
     if key_sets == "query":  # the official sampling, so also the official spread
-        assert losses.std() == pytest.approx(float(official.stat_std), rel=0.25)
+        assert losses.std() == pytest.approx(float(official.stat_std), rel=0.2)
 
 
 def batch(num_classes: int = 5, dtype: torch.dtype = torch.float32, seed: int = 0):

@@ -45,7 +45,8 @@ def adversary_and_batch(threshold: float):
     logits = torch.randn(4, 9, 8, 8, requires_grad=True)
     output = SegmentationOutput(None, None, torch.zeros(4, 1, 8, 8), pixel_logits=logits)
     images, targets = torch.randn(4, 3, 32, 32), torch.randint(0, 9, (2, 32, 32))
-    return adversary, logits, (images[:2], output[:2], targets, images[2:], output[2:], lambda totals: totals)
+    valid = torch.ones(2, 32, 32, dtype=torch.bool)
+    return adversary, logits, (images, output, targets, valid, lambda totals: totals)
 
 
 @pytest.mark.parametrize(("threshold", "trusted"), [(0.0, True), (1.0, False)])
@@ -56,6 +57,19 @@ def test_only_trusted_predictions_are_trained_on(threshold, trusted):
     sum(losses.values()).backward()
     assert logits.grad[2:].abs().sum() > 0 and (logits.grad[:2] == 0).all()
     assert all(parameter.grad is None for parameter in adversary.discriminator.parameters())
+
+
+def test_self_training_leaves_padding_out():
+    adversary, logits, (*batch, valid, average) = adversary_and_batch(0.0)
+    valid[:, :, 16:] = False
+    adversary.losses(*batch, valid, average)["loss_self_training"].backward()
+    # Logits are raised bilinearly, so the fifth of eight columns still reaches into the valid half.
+    assert (logits.grad[2:, :, :, :5] != 0).any(1).all() and (logits.grad[2:, :, :, 5:] == 0).all()
+    half = logits.grad.clone()
+    valid[:, :, 16:] = True
+    logits.grad = None
+    adversary.losses(*batch, valid, average)["loss_self_training"].backward()
+    assert (logits.grad[2:, :, :, 5:] != 0).any() and not torch.equal(half, logits.grad)
 
 
 def test_discriminator_learns_and_resumes():

@@ -41,6 +41,20 @@ def test_supervised_cross_entropy_equals_the_official_one(official):
     torch.testing.assert_close(loss, official["sup/loss"], atol=1e-5, rtol=0)
 
 
+def test_pixels_of_zero_loss_count_and_ignored_ones_do_not(official):
+    """In ``unsup_zero`` one of five valid pixels has a cross-entropy of exactly 0, and an ignored one is confident. The
+    official mean leaves the first out, the official share counts the second; ours does neither."""
+    logits, confidence = official["unsup_zero/predict"], official["unsup_zero/confidence"]
+    target = to_ours(official["unsup_zero/target"])
+    threshold = float(official["strong_threshold"])
+    valid, confident = target != 255, confidence >= threshold
+    assert valid.sum() == 5 and confident.sum() == 4 and (confident & valid).sum() == 3
+    share = confident_share(confidence, target, threshold)
+    torch.testing.assert_close(share, torch.tensor([3 / 5]))
+    loss = pixel_cross_entropy(logits, target, share)
+    torch.testing.assert_close(loss, official["unsup_zero/loss"] * (3 / 4) * (4 / 5), atol=1e-6, rtol=0)
+
+
 def test_everything_ignored_is_zero_with_a_graph():
     logits = torch.randn(2, 3, 4, 4, requires_grad=True)
     targets = torch.full((2, 4, 4), 255, dtype=torch.uint8)
@@ -140,3 +154,20 @@ def test_cutout_fills_with_the_mean_color_and_ignores():
     assert mixed[0, :, 0, 0].tolist() == [124, 116, 104] and mixed[0, :, 3, 3].tolist() == [200] * 3
     assert (labels[0, :2] == 255).all() and (labels[0, 2:] == 0).all()
     assert (confidence[0, :2] == 0).all() and (confidence[0, 2:] == 1).all()
+
+
+@pytest.mark.parametrize("name", ["none", "cutout", "cutmix", "classmix"])
+def test_further_maps_are_mixed_like_the_confidence(name):
+    labels, confidence = torch.randint(0, 4, (3, 8, 8)), torch.rand(3, 8, 8)
+    boxes = half_area_boxes(3, 8, 8, np.random.default_rng(0))
+    settings = {"num_classes": 4, "fill": [0.0, 0.0, 0.0], "boxes": boxes}
+
+    def mixed(*more: torch.Tensor):
+        generator = np.random.default_rng(1)
+        return mix_views(name, torch.rand(3, 3, 8, 8), labels, confidence, *more, **settings, generator=generator)
+
+    _, mixed_labels, mixed_confidence, mixed_map = mixed(confidence)
+    assert len(mixed()) == 3 and torch.equal(mixed()[2], mixed_confidence)
+    kept = mixed_labels != 255
+    assert torch.equal(mixed_map[kept], mixed_confidence[kept])
+    assert torch.equal(mixed_map, confidence) == (name in ("none", "cutout"))

@@ -4,6 +4,8 @@
     python tools/benchmark.py step                      # R50, crop 256, 2 labelled + 2 unlabelled images
     python tools/benchmark.py step --config-file configs/shapes/rc2l.yaml --repeats 20
     python tools/benchmark.py reco                      # the ReCo loss alone
+    python tools/benchmark.py dgcl                      # the DGCL loss and its memory bank alone
+    python tools/benchmark.py run                       # the overhead of safety: tools/benchmark_checkpoint.py
 
 ``step`` times one training step of RC²L part by part, on images made up for it, and compares the whole with its floor:
 forward and backward of the student on the same images under a trivial loss, and the teacher's forward. Medians over the
@@ -22,6 +24,8 @@ from unittest import mock
 
 import benchmark_data
 import torch
+from benchmark_checkpoint import benchmark_run
+from benchmark_dgcl import benchmark_dgcl
 from benchmark_reco import benchmark_reco
 from detectron2.config import CfgNode
 from tabulate import tabulate
@@ -190,18 +194,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     step = commands.add_parser("step", help="one RC²L step, part by part, against its floor")
-    step.add_argument("--config-file", default="", help="a config of its own instead of R50 at crop 256, batch 2 + 2")
-    step.add_argument("--repeats", type=int, default=7)
-    step.add_argument("overrides", nargs="*", help="config KEY VALUE pairs")
+    run = commands.add_parser("run", help="what checks, agreement and checkpoints cost")
+    for command in (step, run):
+        command.add_argument("--config-file", default="", help="a config instead of R50 at crop 256, batch 2 + 2")
+        command.add_argument("--repeats", type=int, default=7)
+        command.add_argument("overrides", nargs="*", help="config KEY VALUE pairs")
     benchmark_data.add_arguments(commands.add_parser("data", help="images per second of each part of the loader"))
-    reco = commands.add_parser("reco", help="the ReCo loss alone: time and peak memory")
-    reco.add_argument("--repeats", type=int, default=7)
+    losses = {"reco": (benchmark_reco, "the ReCo loss alone"), "dgcl": (benchmark_dgcl, "the DGCL loss and its memory")}
+    for name, (_, subject) in losses.items():
+        loss = commands.add_parser(name, help=f"{subject}: time and peak memory")
+        loss.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     if args.command == "data":
         benchmark_data.run(args)
         return
-    if args.command == "reco":
-        benchmark_reco(args.repeats, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if args.command in losses:
+        losses[args.command][0](args.repeats, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return
 
     cfg = load_config(args.config_file, ([] if args.config_file else R50) + DATA + args.overrides)
@@ -209,7 +217,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, mock.patch.dict("os.environ", DETECTRON2_DATASETS=scratch):
         cfg.OUTPUT_DIR = scratch
         generate_shapes(Path(scratch), num_train=16, num_val=1, size=320)
-        benchmark_step(cfg, args.repeats)
+        (benchmark_step if args.command == "step" else benchmark_run)(cfg, args.repeats)
 
 
 if __name__ == "__main__":

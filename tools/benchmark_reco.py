@@ -64,11 +64,11 @@ def benchmark_reco(repeats: int, device: torch.device, warmup: int = 1) -> None:
         for repeat in range(warmup + repeats):
             representation.grad = None
             with PeakMemory(device) as peak:
-                start = _now(device)
+                start = now(device)
                 loss = reco_loss(representation, labels, own, NUM_CLASSES, RecoOptions(key_sets=key_sets)).loss
-                middle = _now(device)
+                middle = now(device)
                 loss.backward()
-                end = _now(device)
+                end = now(device)
             if repeat >= warmup:
                 seconds.append((middle - start, end - middle, end - start))
                 memory.append(peak.mebibytes)
@@ -80,7 +80,8 @@ def benchmark_reco(repeats: int, device: torch.device, warmup: int = 1) -> None:
     print(tabulate(rows, headers, tablefmt="pipe", floatfmt=".0f"))
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

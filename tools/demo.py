@@ -1,7 +1,7 @@
 """Train methods on few labels of `shapes`, compare them: one table, one picture.
 
     python tools/demo.py                                  # supervised and rc2l, one seed
-    python tools/demo.py --methods supervised consistency rc2l all_labels --seeds 0 1 2 --output output/table
+    python tools/demo.py --methods all --seeds 3 4 5 --output output/table
 
 Each run is a process of train_net.py with one thread; as many run at a time as there are cores. Finished runs are kept:
 the same command continues where it was stopped.
@@ -40,12 +40,15 @@ TITLES = {
     "consistency": "mask consistency",
     "rc2l": "RC²L",
     "rc2l-reco": "RC²L + ReCo",
+    "rc2l-dgcl": "RC²L + DGCL",
     "all_labels": "supervised, all labels",
     "supervised_deeplab": "DeepLabV3+, supervised",
     "cutout_deeplab": "DeepLabV3+, CutOut",
     "cutmix_deeplab": "DeepLabV3+, CutMix",
     "classmix_deeplab": "DeepLabV3+, ClassMix",
     "classmix-reco_deeplab": "DeepLabV3+, ClassMix + ReCo",
+    "cutmix-dgcl_deeplab": "DeepLabV3+, CutMix + DGCL",
+    "classmix-dgcl_deeplab": "DeepLabV3+, ClassMix + DGCL",
     "s4gan_deeplab": "DeepLabV3+, S4GAN",
 }
 DATASET = "shapes_sem_seg_val"
@@ -184,12 +187,13 @@ def picture(runs: list[Run], methods: list[str], path: Path, num_images: int = 6
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=list(TITLES), default=["supervised", "rc2l"])
+    parser.add_argument("--methods", nargs="+", choices=["all", *TITLES], default=["supervised", "rc2l"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of labelled split, weights and training")
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
     parser.add_argument("--at-a-time", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
     parser.add_argument("overrides", nargs="*", help="config KEY VALUE pairs for all runs")
     args = parser.parse_args()
+    methods = list(TITLES) if "all" in args.methods else args.methods
 
     folder = generate_shapes(datasets_root().resolve())
     os.environ["DETECTRON2_DATASETS"] = str(folder.parent)
@@ -197,17 +201,17 @@ def main() -> None:
     runs = [
         Run(method, seed, args.output.resolve() / f"{method}_{seed}", args.overrides)
         for seed in args.seeds
-        for method in args.methods
+        for method in methods
     ]
-    cfg = config(args.methods[0], args.overrides)
+    cfg = config(methods[0], args.overrides)
     try:
         train_all(runs, args.at_a_time, cfg.SOLVER.MAX_ITER)
     except RuntimeError as error:
         sys.exit(f"error: {error}")
-    report = table(runs, args.methods)
+    report = table(runs, methods)
     print(f"\nshapes, {cfg.DATASETS.SPLIT.FRACTION} of the labels, {len(args.seeds)} seed(s):\n\n{report}\n")
     (args.output / "table.md").write_text(report + "\n")
-    picture(runs, args.methods, args.output / "picture.png")
+    picture(runs, methods, args.output / "picture.png")
     print(f"table: {args.output / 'table.md'}\npicture: {args.output / 'picture.png'}")
 
 

@@ -1,6 +1,9 @@
 """Labeled and unlabeled streams -> training batches, resumable at any iteration; and the loader of test images."""
 
 import itertools
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -229,6 +232,18 @@ def _worker_options(cfg: CfgNode) -> dict:
     }
 
 
+def _obey_parent() -> None:
+    """Take SIGTERM from the training process alone, which ends its workers by it."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
 def _init_worker(worker: int) -> None:
+    # A scheduler's or a terminal's stop signal reaches workers too; they must live until the checkpoint is written.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey_parent, daemon=True).start()
     # As many threads as cores in each of many workers would only fight for them.
     cv2.setNumThreads(0)

@@ -98,14 +98,14 @@ def mix_views(
     images: Tensor,
     label_map: Tensor,
     confidence: Tensor,
-    *,
+    *more: Tensor,
     num_classes: int,
     fill: Sequence[float],
     boxes: np.ndarray,
     generator: np.random.Generator,
     ignore_value: int = 255,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, pseudo labels and confidences of the strong view.
+) -> tuple[Tensor, ...]:
+    """Images, pseudo labels, confidences and further maps of the strong view.
 
     ``cutmix`` and ``classmix`` paste from image (i + 1) mod B; ``cutout`` removes a box: its pixels get the colour
     ``fill``, confidence 0, and are ignored; ``none`` changes nothing. Inputs are never written to.
@@ -115,6 +115,7 @@ def mix_views(
         images: (B, 3, H, W).
         label_map: (B, H, W).
         confidence: (B, H, W).
+        more: (B, H, W) maps that are mixed alike; cutout leaves them as they are.
         num_classes: K.
         fill: what the network takes for 0, the mean colour of the dataset.
         boxes: (B, 4), of cutmix and cutout.
@@ -122,17 +123,18 @@ def mix_views(
         ignore_value: label of ignored pixels.
     """
     if name == "none":
-        return images, label_map, confidence
+        return images, label_map, confidence, *more
     if name == "classmix":
         mask = classmix_masks(label_map, num_classes, generator, ignore_value)
     else:
         mask = box_masks(boxes, *label_map.shape[1:], label_map.device)
     if name != "cutout":
-        return tuple(paste_from_next(mask, images, label_map, confidence))
+        return tuple(paste_from_next(mask, images, label_map, confidence, *more))
     color = torch.tensor(fill, device=images.device).view(-1, 1, 1)
     color = color if images.is_floating_point() else color.round()
     return (
         torch.where(mask[:, None], color.to(images.dtype), images),
         label_map.masked_fill(mask, ignore_value),
         confidence.masked_fill(mask, 0),
+        *more,
     )

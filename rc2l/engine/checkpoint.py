@@ -1,69 +1,202 @@
-"""All the state of a run in one file, written so that no reader ever sees half of it."""
+"""All the state of a run in one file, which checkpoints of a folder are kept, and which one a run resumes from."""
 
-import os
+import re
 from pathlib import Path
 from typing import Any
 
-import torch
+from detectron2.engine import hooks
+from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
+from torch import nn
+
+from rc2l.engine.checkpoint_file import DamagedCheckpointError, read_checkpoint, write_checkpoint, write_text
+
+_NUMBERED = re.compile(r"model_(\d{7,})\.pth")
+#: What a run leaves in its folder beside checkpoints, and a new one there must not continue by accident.
+_BESIDE = ("last_checkpoint", "metrics.json", "events.out.tfevents.*", "divergence_*.pth")
 
 
 class RunCheckpointer(Checkpointer):
     """fvcore's checkpointer with atomic writes, safe reads, and a resume that must fit exactly.
 
     The file holds ``model`` (the student's state dict) and one entry for each checkpointable: ``teacher``,
-    ``optimizer``, ``scheduler``, ``scaler``, ``trainer`` (iteration and seed).
+    ``optimizer``, ``scheduler``, ``scaler``, ``trainer`` (iteration, seed, best score, metric history), and, where the
+    method has them, ``projection``, ``memory_bank``, ``reco_bank``, ``adversary``.
+
+    Args:
+        model: the student.
+        save_dir: OUTPUT_DIR.
+        kept: how many numbered checkpoints stay; 0: all. model_final.pth and model_best.pth always stay.
+        save_to_disk: only the main process writes.
+        checkpointables: see fvcore.
     """
 
+    def __init__(
+        self, model: nn.Module, save_dir: str, *, kept: int = 0, save_to_disk: bool = True, **checkpointables: Any
+    ) -> None:
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.kept = kept
+        #: Name of the file written last, without suffix.
+        self.newest = ""
+
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
-        """Write ``<name>.pth`` to a temporary file, flush it to disk, rename it.
+        """Write ``<name>.pth``; only then is it named in ``last_checkpoint``, and only then are older ones deleted.
 
         Args:
             name: of the file, without suffix.
             tag: make it the one that a resumed run continues from.
             kwargs: more to save.
+
+        Raises:
+            CheckpointError: it cannot be written; older files are untouched.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         state = {"model": self.model.state_dict()}
         state |= {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
-        scratch = path.with_suffix(".tmp")
-        with scratch.open("wb") as file:
-            torch.save(state | kwargs, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        write_checkpoint(state | kwargs, path)
         self.logger.info(f"Saved checkpoint {path}")
         if tag:
             self.tag_last_checkpoint(path.name)
+            self.newest = name
+            self._prune(path)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        path = Path(self.save_dir) / "last_checkpoint"
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text(last_filename_basename)
-        os.replace(scratch, path)
+        write_text(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
+
+    def _prune(self, newest: Path) -> None:
+        """Delete all but the last ``kept`` up to ``newest``, from the folder itself: a restart forgets nothing."""
+        match = _NUMBERED.fullmatch(newest.name)
+        if match and self.kept:
+            numbered = numbered_checkpoints(newest.parent)
+            for iteration in sorted(i for i in numbered if i <= int(match[1]))[: -self.kept]:
+                numbered[iteration].unlink(missing_ok=True)
 
     def resume(self) -> bool:
-        """Load the newest checkpoint of the folder into everything; False if there is none.
+        """Load the newest whole checkpoint of the folder into everything; False if there is none.
+
+        A damaged one is passed over with a warning, and the one before it is taken. All processes must call it.
 
         Raises:
-            ValueError: the checkpoint belongs to another model, or lacks a part of the state.
+            ValueError: every checkpoint is damaged; or the one found belongs to another model, or lacks a part of the
+                state.
         """
-        if not self.has_checkpoint():
+        chosen, content, failure = None, None, ""
+        if comm.is_main_process():
+            remove_scratch(Path(self.save_dir))
+            chosen, content, failure = self._choose()
+        chosen, failure = comm.all_gather((chosen, failure))[0]
+        if failure:
+            raise ValueError(failure)
+        if chosen is None:
             return False
-        path = self.get_checkpoint_file()
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        missing = [key for key in ("model", *self.checkpointables) if key not in checkpoint]
+        content = content or read_checkpoint(chosen, verify=False)
+        self._load(chosen, content)
+        self.logger.info(f"Resuming from {chosen}")
+        return True
+
+    def _choose(self) -> tuple[Path | None, dict[str, Any] | None, str]:
+        """The newest whole checkpoint and its content, or why there is none although there are files."""
+        files = resume_candidates(Path(self.save_dir))
+        problems = []
+        for path in files:
+            try:
+                content = read_checkpoint(path)
+            except DamagedCheckpointError as error:
+                problems.append(str(error))
+                self.logger.warning(f"{error}; trying the checkpoint before it")
+                continue
+            if problems:
+                self.logger.warning(f"continuing from {path.name} instead; the steps after it are done again")
+            return path, content, ""
+        if problems:
+            return None, None, f"--resume: no checkpoint in {self.save_dir} can be read: {'; '.join(problems)}"
+        return None, None, ""
+
+    def _load(self, path: Path, content: dict[str, Any]) -> None:
+        missing = [key for key in ("model", *self.checkpointables) if key not in content]
         if missing:
             raise ValueError(f"{path} cannot be resumed from: it lacks {', '.join(missing)}")
         try:
-            self.model.load_state_dict(checkpoint["model"])
+            self.model.load_state_dict(content["model"])
             for key, checkpointable in self.checkpointables.items():
-                checkpointable.load_state_dict(checkpoint[key])
-        except (RuntimeError, ValueError, KeyError) as error:
+                checkpointable.load_state_dict(content[key])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            details = " ".join(str(error).split())
             raise ValueError(
-                f"{path} does not fit the model and solver of this config (was the config changed since?): {error}"
+                f"{path} does not fit the model and solver of this config (was the config changed since?): "
+                f"{details[:400]}{'...' if len(details) > 400 else ''}"
             ) from error
-        self.logger.info(f"Resuming from {path}")
-        return True
+
+
+class BestCheckpointHook(hooks.HookBase):
+    """model_best.pth, after the evaluation that found a better teacher has reached the metrics."""
+
+    def after_step(self) -> None:
+        if self.trainer.improved:
+            self.trainer.improved = False
+            self.trainer.checkpointer.save("model_best", tag=False)
+
+    def after_train(self) -> None:
+        self.after_step()
+
+
+def numbered_checkpoints(folder: Path) -> dict[int, Path]:
+    """Iteration -> periodic checkpoint, in no particular order."""
+    found = {path: _NUMBERED.fullmatch(path.name) for path in folder.glob("model_*.pth")}
+    return {int(match[1]): path for path, match in found.items() if match}
+
+
+def resume_candidates(folder: Path) -> list[Path]:
+    """Files to resume from, the best first.
+
+    That is the one in ``last_checkpoint``, then those before it; without that file, all from the newest on.
+    model_best.pth, which is as complete as any, comes last.
+    """
+    numbered = numbered_checkpoints(folder)
+    newest_first = [numbered[iteration] for iteration in sorted(numbered, reverse=True)]
+    final, best = folder / "model_final.pth", [folder / "model_best.pth"]
+    if final.exists():
+        newest_first.insert(0, final)
+    pointer = folder / "last_checkpoint"
+    if pointer.is_file():
+        # The name alone: a pointer to another folder was not written by us.
+        target = folder / (Path(pointer.read_text(errors="replace").strip("\0 \n")).name or "no name")
+        if target in newest_first:
+            newest_first = newest_first[newest_first.index(target) :]
+        elif newest_first or best[0].exists():
+            newest_first.insert(0, target)
+    return newest_first + [path for path in best if path.exists() and path not in newest_first]
+
+
+def remove_scratch(folder: Path) -> None:
+    """Delete what a killed process had begun to write."""
+    for path in (*folder.glob("*.pth.tmp"), folder / "last_checkpoint.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move the files of an earlier run in ``folder`` into ``folder/earlier_<n>``; None if there was no run.
+
+    A run started without --resume would else append to the earlier one's metrics, delete its checkpoints one by one,
+    and be continued from them after a kill.
+    """
+    remove_scratch(folder)
+    # Other weights in the folder are the user's own.
+    names = [*numbered_checkpoints(folder).values(), folder / "model_final.pth", folder / "model_best.pth"]
+    checkpoints = [path for path in names if path.exists()]
+    beside = [path for pattern in _BESIDE for path in folder.glob(pattern)]
+    if not checkpoints:
+        for path in beside:  # an attempt that got nowhere
+            if not path.name.startswith("divergence_"):
+                path.unlink()
+        return None
+    number = 1
+    while (folder / f"earlier_{number}").exists():
+        number += 1
+    target = folder / f"earlier_{number}"
+    target.mkdir()
+    for path in checkpoints + beside:
+        path.rename(target / path.name)
+    return target

@@ -1,7 +1,9 @@
-"""How the processes of a run come to be: one, --num-gpus N (detectron2's launcher), or torchrun, on GPUs or CPUs."""
+"""How the processes of a run come to be: one, --num-gpus N (detectron2's launcher), torchrun, or srun; GPUs or CPUs."""
 
 import argparse
 import os
+import re
+import sys
 from collections.abc import Callable
 
 import torch
@@ -10,6 +12,9 @@ from detectron2.engine import launch as launch_on_gpus
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch import multiprocessing as mp
+
+from rc2l.engine.signals import EXIT_STOPPED, forwarded_to_children
 
 
 def resolve_device(cfg: CfgNode, num_gpus: int) -> None:
@@ -18,11 +23,26 @@ def resolve_device(cfg: CfgNode, num_gpus: int) -> None:
         cfg.MODEL.DEVICE = "cpu"
 
 
+def use_deterministic_kernels(wanted: bool) -> None:
+    """Make PyTorch choose kernels that repeat bit for bit; operators that have none only warn."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def was_restarted() -> bool:
+    """Whether torchrun or SLURM started this process again after a failure: such a run continues by itself."""
+    return any(int(os.environ.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
 def launch(main: Callable[[argparse.Namespace], dict], args: argparse.Namespace) -> dict | None:
     """Run ``main(args)`` in every process; returns its result where there is only one process.
 
     Raises:
-        ValueError: more GPUs are asked for than there are. One is always granted: without a GPU it is the CPU.
+        ValueError: more GPUs are asked for than there are (one is always granted: without a GPU it is the CPU), several
+            machines without GPUs, or SLURM's variables make no sense.
+        SystemExit: with EXIT_STOPPED, where the processes were stopped on request.
     """
     available = torch.cuda.device_count()
     if args.num_gpus > max(available, 1):
@@ -30,18 +50,79 @@ def launch(main: Callable[[argparse.Namespace], dict], args: argparse.Namespace)
             f"--num-gpus {args.num_gpus}, but this machine has {available} GPU(s): use --num-gpus {max(available, 1)}, "
             "or, for several processes on CPUs, torchrun --nproc-per-node N train_net.py ..."
         )
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun: the processes exist already
-        use_gpu = torch.cuda.is_available() and args.num_gpus > 0
+    environment = process_environment(os.environ)
+    if environment is not None:  # torchrun or srun: the processes exist already
+        os.environ.update(environment)
+        use_gpu = available > 0 and args.num_gpus > 0
         if use_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if use_gpu else "gloo")
+            # srun may show each process its own GPU only.
+            torch.cuda.set_device(int(environment["LOCAL_RANK"]) % available)
+        store, rank, world_size = next(dist.rendezvous("env://"))
+        # torchrun may keep its store over a restart, and with it the addresses of processes that are gone.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"rc2l_attempt_{attempt}", store)
+        dist.init_process_group("nccl" if use_gpu else "gloo", store=store, rank=rank, world_size=world_size)
         try:
             return main(args)
         finally:
             dist.destroy_process_group()
     if args.num_gpus * args.num_machines > 1:
-        return launch_on_gpus(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
+        if not available:
+            raise ValueError(
+                f"--num-machines {args.num_machines} needs GPUs; on CPUs start each machine by torchrun --nnodes "
+                f"{args.num_machines} --node-rank R --rdzv-endpoint HOST:PORT --nproc-per-node N train_net.py ..."
+            )
+        return _spawn(main, args)
     return main(args)
+
+
+def _spawn(main: Callable[[argparse.Namespace], dict], args: argparse.Namespace) -> None:
+    with forwarded_to_children():
+        try:
+            launch_on_gpus(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
+        except mp.ProcessExitedException as error:
+            if error.exit_code == EXIT_STOPPED:
+                sys.exit(EXIT_STOPPED)
+            raise
+
+
+def process_environment(environ: dict[str, str]) -> dict[str, str] | None:
+    """The variables of ``torch.distributed``'s env:// method, where a launcher made the processes; None where none did.
+
+    Args:
+        environ: torchrun's variables, which hold them already, or srun's. In an sbatch script itself, outside srun, the
+            job is one process.
+
+    Raises:
+        ValueError: srun's list of nodes cannot be read.
+    """
+    if "TORCHELASTIC_RUN_ID" in environ:
+        names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+        return {name: environ[name] for name in names if name in environ}
+    # Only srun sets this one: the batch script has SLURM_NTASKS too, but is alone.
+    if int(environ.get("SLURM_STEP_NUM_TASKS") or 1) == 1:
+        return None
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
+    job = int(re.sub(r"\D", "", environ.get("SLURM_JOB_ID", "")) or 0)
+    return {
+        "MASTER_ADDR": environ.get("MASTER_ADDR") or first_host(nodes),
+        "MASTER_PORT": environ.get("MASTER_PORT") or str(15000 + job % 20000),
+        "RANK": environ["SLURM_PROCID"],
+        "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environ["SLURM_LOCALID"],
+    }
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a SLURM node list: "gpu[03-05,9],login" -> "gpu03".
+
+    Raises:
+        ValueError: the list is empty or malformed.
+    """
+    match = re.match(r"([^\[\],\s]+)(?:\[(\d+)[^\]]*\]([^\[\],\s]*))?(?:,|$)", nodes)
+    if match is None:
+        raise ValueError(f"SLURM_STEP_NODELIST is '{nodes}': no host can be read from it; set MASTER_ADDR")
+    return match[1] + (match[2] or "") + (match[3] or "")
 
 
 def average_over_processes(totals: Tensor) -> Tensor:
@@ -53,12 +134,33 @@ def average_over_processes(totals: Tensor) -> Tensor:
     return totals / comm.get_world_size()
 
 
+def gather_over_processes(tensor: Tensor) -> Tensor:
+    """A tensor of every process, stacked in order of rank, (processes, ...); every process must call it, with the same
+    shape."""
+    tensor = tensor.contiguous()
+    if comm.get_world_size() == 1:
+        return tensor[None]
+    gathered = [torch.empty_like(tensor) for _ in range(comm.get_world_size())]
+    dist.all_gather(gathered, tensor)
+    return torch.stack(gathered)
+
+
 def broadcast_buffers(*networks: nn.Module) -> None:
-    """Give every process the main process's buffers: batch-norm statistics drift apart between processes."""
-    if comm.get_world_size() > 1:
-        for network in networks:
-            for buffer in network.buffers():
-                dist.broadcast(buffer, 0)
+    """Give every process the main process's buffers: batch-norm statistics drift apart between processes.
+
+    One message for each type of buffer.
+    """
+    if comm.get_world_size() == 1:
+        return
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for network in networks:
+        for buffer in network.buffers():
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+    for buffers in by_type.values():
+        joined = torch.cat([buffer.reshape(-1) for buffer in buffers])
+        dist.broadcast(joined, 0)
+        parts = joined.split([buffer.numel() for buffer in buffers])
+        torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)])
 
 
 def raise_together(check: Callable[[], None]) -> None:

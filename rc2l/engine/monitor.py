@@ -23,13 +23,15 @@ def pseudo_label_metrics(
         0-d tensors: share of pixels kept, mean confidence of all pixels, regions per image, and for each class its
         share of the kept pixels.
     """
-    kept = mixed_label_map != ignore_value
-    counts = torch.bincount(mixed_label_map[kept].long(), minlength=len(class_names)).float()
-    regions = torch.stack([(mixed_label_map == k).flatten(1).any(1) for k in range(len(class_names))]).float()
+    K = len(class_names)
+    slots = torch.where(mixed_label_map == ignore_value, K, mixed_label_map.long()).flatten(1)
+    pixels = torch.zeros(len(slots), K + 1, device=slots.device)
+    pixels = pixels.scatter_add_(1, slots, torch.ones_like(slots, dtype=pixels.dtype))[:, :K]
+    counts = pixels.sum(0)
     metrics = {
-        "pseudo/kept_share": kept.float().mean(),
+        "pseudo/kept_share": counts.sum() / slots.numel(),
         "pseudo/confidence": pseudo.confidence.mean(),
-        "pseudo/regions_per_image": regions.sum(0).mean(),
+        "pseudo/regions_per_image": (pixels > 0).sum(1).float().mean(),
     }
     shares = counts / counts.sum().clamp(min=1)
     return metrics | {f"pseudo/class_share/{name}": share for name, share in zip(class_names, shares, strict=True)}

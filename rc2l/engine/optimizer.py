@@ -1,11 +1,11 @@
-"""Optimizer and gradient clipping as in MaskFormer: AdamW, slower backbone, no decay of norms and embeddings."""
+"""Optimizer, clipping and precision. AdamW as in MaskFormer: slower backbone, no decay of norms and embeddings."""
 
 from collections import defaultdict
 from itertools import chain
 
 import torch
 from detectron2.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -57,18 +57,27 @@ def build_optimizer(cfg: CfgNode, *models: nn.Module) -> torch.optim.Optimizer:
     raise ValueError(f"unknown optimizer '{cfg.SOLVER.OPTIMIZER}': SOLVER.OPTIMIZER must be ADAMW or SGD")
 
 
-def clip_gradients(cfg: CfgNode, parameters: list[nn.Parameter]) -> None:
+def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """0-d tensor, the L2 norm of all gradients together; non-finite if any gradient is."""
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def clip_gradients(cfg: CfgNode, parameters: list[nn.Parameter]) -> Tensor:
     """Clip gradients in place as SOLVER.CLIP_GRADIENTS says; ``full_model`` clips the norm over all parameters.
+
+    Returns:
+        0-d tensor, the norm of all gradients together before; non-finite if any gradient was.
 
     Raises:
         ValueError: unknown SOLVER.CLIP_GRADIENTS.CLIP_TYPE.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE == "full_model":
+        return nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
+    norm = gradient_norm(parameters)
     if not clip.ENABLED:
-        return
-    if clip.CLIP_TYPE == "full_model":
-        nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
-    elif clip.CLIP_TYPE == "norm":
+        return norm
+    if clip.CLIP_TYPE == "norm":
         for parameter in parameters:
             nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
     elif clip.CLIP_TYPE == "value":
@@ -77,3 +86,20 @@ def clip_gradients(cfg: CfgNode, parameters: list[nn.Parameter]) -> None:
         raise ValueError(
             f"unknown SOLVER.CLIP_GRADIENTS.CLIP_TYPE '{clip.CLIP_TYPE}': it must be full_model, norm or value"
         )
+    return norm
+
+
+def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """The type that autocast uses, None without AMP.
+
+    Raises:
+        ValueError: unknown SOLVER.AMP.DTYPE.
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    on_cuda = cfg.MODEL.DEVICE.startswith("cuda")
+    choices = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    choices["auto"] = torch.bfloat16 if not on_cuda or torch.cuda.is_bf16_supported() else torch.float16
+    if cfg.SOLVER.AMP.DTYPE not in choices:
+        raise ValueError(f"unknown SOLVER.AMP.DTYPE '{cfg.SOLVER.AMP.DTYPE}': it must be one of {', '.join(choices)}")
+    return choices[cfg.SOLVER.AMP.DTYPE]

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import logging
 import os
+import shutil
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -18,8 +19,10 @@ from rc2l.data.check import check_data
 from rc2l.data.datasets import register_custom_datasets
 from rc2l.data.loader import build_test_loader
 from rc2l.data.splits import build_split, log_split
-from rc2l.engine.launch import raise_together, resolve_device
-from rc2l.engine.trainer import SemiSupervisedTrainer, amp_dtype
+from rc2l.engine.checkpoint import set_aside
+from rc2l.engine.launch import raise_together, resolve_device, use_deterministic_kernels, was_restarted
+from rc2l.engine.optimizer import amp_dtype
+from rc2l.engine.trainer import SemiSupervisedTrainer
 from rc2l.evaluation import evaluate_networks
 from rc2l.modeling.weights import load_weights
 from rc2l.semi.methods import Method
@@ -97,8 +100,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD = 4, 2, 2
         cfg.SEMI.BURN_IN = min(cfg.SEMI.BURN_IN, 1)
         cfg.TEST.MAX_IMAGES = 4
+        if comm.is_main_process() and not (args.resume or args.eval_only):
+            shutil.rmtree(cfg.OUTPUT_DIR, ignore_errors=True)  # the last one's, worth nothing
+        comm.synchronize()
     Method(cfg)
     amp_dtype(cfg)
+    use_deterministic_kernels(cfg.DETERMINISTIC)
     cfg.freeze()
     default_setup(cfg, args)
     # The loggers below "rc2l" and "__main__" go where detectron2's go.
@@ -119,8 +126,10 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     log_split(split)
     raise_together(lambda: check_data(cfg, split, cfg.DATASETS.TEST))
     trainer = SemiSupervisedTrainer(cfg, split)
-    if resume:
+    if resume or was_restarted():
         trainer.resume()
+    elif comm.is_main_process() and (earlier := set_aside(Path(cfg.OUTPUT_DIR))):
+        logger.warning(f"{cfg.OUTPUT_DIR} held a run, and --resume was not given: its files are now in {earlier}")
     return trainer.train()
 
 

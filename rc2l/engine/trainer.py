@@ -10,7 +10,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import TrainerBase, hooks
-from detectron2.engine.defaults import default_writers
 from detectron2.modeling import build_model
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
@@ -18,20 +17,23 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rc2l.data.loader import TrainingBatch, build_test_loader, build_train_loader
-from rc2l.data.mixing import cutmix_boxes, half_area_boxes, mix_views
 from rc2l.data.splits import Split
-from rc2l.engine.checkpoint import RunCheckpointer
-from rc2l.engine.launch import average_over_processes, broadcast_buffers
+from rc2l.engine.checkpoint import BestCheckpointHook, RunCheckpointer
+from rc2l.engine.divergence import CollapseWatch, FiniteGuard, not_finite, write_dump
+from rc2l.engine.history import MetricHistory
+from rc2l.engine.launch import average_over_processes, broadcast_buffers, gather_over_processes
 from rc2l.engine.monitor import pseudo_label_metrics, write_metrics
-from rc2l.engine.optimizer import build_optimizer, clip_gradients
+from rc2l.engine.optimizer import amp_dtype, build_optimizer, clip_gradients
+from rc2l.engine.signals import Agreement, StopHook, StopRequest
 from rc2l.evaluation import evaluate_networks
 from rc2l.modeling.projection import TrainingNetwork, build_projection
 from rc2l.modeling.weights import load_weights
 from rc2l.semi.adversary import Adversary
+from rc2l.semi.memory_bank import build_memory_bank, build_reco_bank
 from rc2l.semi.methods import Method
-from rc2l.semi.pseudo_label import PseudoLabels, drop_small_regions, pseudo_labels
+from rc2l.semi.pseudo_label import PseudoLabels, pseudo_labels
+from rc2l.semi.strong_views import StrongViews, strong_views
 from rc2l.semi.teacher import Teacher
-from rc2l.visualization.relations import relation_image
 
 logger = logging.getLogger(__name__)
 
@@ -39,27 +41,12 @@ logger = logging.getLogger(__name__)
 LOG_PERIOD = 20
 
 
-def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """The type that autocast uses, None without AMP.
-
-    Raises:
-        ValueError: unknown SOLVER.AMP.DTYPE.
-    """
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    on_cuda = cfg.MODEL.DEVICE.startswith("cuda")
-    choices = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    choices["auto"] = torch.bfloat16 if not on_cuda or torch.cuda.is_bf16_supported() else torch.float16
-    if cfg.SOLVER.AMP.DTYPE not in choices:
-        raise ValueError(f"unknown SOLVER.AMP.DTYPE '{cfg.SOLVER.AMP.DTYPE}': it must be one of {', '.join(choices)}")
-    return choices[cfg.SOLVER.AMP.DTYPE]
-
-
 class SemiSupervisedTrainer(TrainerBase):
     """Student-teacher training on a labelled and an unlabelled stream (RC²L section 3.1).
 
     Every random number of a step is drawn from (seed, iteration, process), so the state of a run is the networks, the
-    optimizer, the scheduler, the iteration and the best score.
+    optimizer, the scheduler, the memory bank, the iteration, the best score and the metrics that are not yet in the
+    files.
 
     Args:
         cfg: the full config.
@@ -71,8 +58,8 @@ class SemiSupervisedTrainer(TrainerBase):
         self.cfg = cfg
         self.split = split
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self.rank, self.world_size = comm.get_rank(), comm.get_world_size()
         self.device = torch.device(cfg.MODEL.DEVICE)
-        self.method = Method(cfg)
         torch.manual_seed(self.seed)  # the same initial weights in every process
         self.student = build_model(cfg)
         if cfg.MODEL.WEIGHTS:
@@ -80,6 +67,9 @@ class SemiSupervisedTrainer(TrainerBase):
         teacher = cfg.SEMI.TEACHER
         self.teacher = Teacher(self.student, teacher.DECAY, cfg.SEMI.BURN_IN, teacher.AVERAGE_BUFFERS)
         self.projection = build_projection(cfg, self.student)
+        self.memory_bank = build_memory_bank(cfg, self.student)
+        self.reco_bank = build_reco_bank(cfg)
+        self.method = Method(cfg, self.memory_bank, self.reco_bank)
         self.adversary = Adversary(cfg) if self.method.name == "s4gan" else None
         trained = [self.student] + ([self.projection] if self.projection else [])
         self.optimizer = build_optimizer(cfg, *trained)
@@ -88,49 +78,74 @@ class SemiSupervisedTrainer(TrainerBase):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
         self.parameters = [p for network in trained for p in network.parameters() if p.requires_grad]
         self.class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).stuff_classes
+        parts = self.parts_of_a_step()
         self.checkpointer = RunCheckpointer(
-            self.student,
+            parts.pop("model"),
             cfg.OUTPUT_DIR,
+            kept=cfg.SOLVER.CHECKPOINTS_KEPT,
             save_to_disk=comm.is_main_process(),
-            teacher=self.teacher.model,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
-            scaler=self.scaler,
             trainer=self,
-            **({"projection": self.projection} if self.projection else {}),
-            **({"adversary": self.adversary} if self.adversary else {}),
+            **parts,
         )
         self.model = TrainingNetwork(self.student, self.projection) if self.projection else self.student
-        if comm.get_world_size() > 1:
+        if self.world_size > 1:
             device_ids = [self.device.index or torch.cuda.current_device()] if self.device.type == "cuda" else None
-            self.model = DistributedDataParallel(self.model, device_ids=device_ids)
+            # Buffers are shared after the forward instead (see step), where the teacher and checkpoints take them.
+            self.model = DistributedDataParallel(self.model, device_ids=device_ids, broadcast_buffers=False)
         self.model.train()
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.results: dict[str, float] = {}
         self.best: float = -math.inf
+        self.improved = self.stop_agreed = False
+        self._guard = FiniteGuard(self.student, cfg.SOLVER.MAX_SKIPPED_STEPS if self.scaler.is_enabled() else 0)
+        self._stop = StopRequest()
+        self._agreement = Agreement()
+        collapse = cfg.SEMI.COLLAPSE
+        self._collapse = CollapseWatch(collapse.MAX_CLASS_SHARE, collapse.MIN_KEPT_SHARE, collapse.PATIENCE)
+        self._history = MetricHistory(cfg.OUTPUT_DIR, LOG_PERIOD) if comm.is_main_process() else None
         self.register_hooks(self._build_hooks())
 
     def _build_hooks(self) -> list[hooks.HookBase | None]:
         on_main = comm.is_main_process()
-        solver = self.cfg.SOLVER
-        kept = solver.CHECKPOINTS_KEPT or None
-        checkpointer = hooks.PeriodicCheckpointer(self.checkpointer, solver.CHECKPOINT_PERIOD, max_to_keep=kept)
+        checkpointer = hooks.PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        # The checkpoint comes before the evaluation, whose failure then costs no step; a resumed run makes up for it.
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(self.optimizer, self.scheduler),
             checkpointer if on_main else None,
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate),
-            hooks.PeriodicWriter(default_writers(self.cfg.OUTPUT_DIR, self.max_iter), LOG_PERIOD) if on_main else None,
+            self._history,
+            BestCheckpointHook() if on_main else None,
+            StopHook(),
         ]
 
     def state_dict(self) -> dict:
         # After the last step detectron2's counter stands one further.
-        return {"iteration": min(self.iter, self.max_iter - 1), "seed": self.seed, "best": self.best}
+        return {
+            "iteration": min(self.iter, self.max_iter - 1),
+            "seed": self.seed,
+            "best": self.best,
+            "world_size": self.world_size,
+            "skipped_steps": self._guard.skipped_steps,
+            "collapse": self._collapse.state_dict(),
+            "history": self._history.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.start_iter = state_dict["iteration"] + 1
         self.seed = state_dict["seed"]
         self.best = state_dict["best"]
+        self._guard.skipped_steps = state_dict["skipped_steps"]
+        self._collapse.load_state_dict(state_dict["collapse"])
+        if self._history:
+            self._history.load_state_dict(state_dict["history"])
+        if state_dict["world_size"] != self.world_size:
+            logger.warning(
+                f"the run had {state_dict['world_size']} process(es) and goes on with {self.world_size}: each step "
+                "still sees the same images, but mixing, dropout and rounding differ: not the same bit for bit"
+            )
 
     def resume(self) -> None:
         """Continue from the newest checkpoint in OUTPUT_DIR, if there is one."""
@@ -141,136 +156,157 @@ class SemiSupervisedTrainer(TrainerBase):
         """Train up to SOLVER.MAX_ITER; returns the scores of the last evaluation."""
         loader = build_train_loader(self.cfg, self.split, self.start_iter, seed=self.seed)
         self._batches = iter(loader)
-        super().train(self.start_iter, self.max_iter)
+        try:
+            with self._stop:
+                super().train(self.start_iter, self.max_iter)
+        finally:
+            # Left to the garbage collector, the loader's workers are waited for in vain, 5 s each.
+            del self._batches
         return self.results
+
+    def before_train(self) -> None:
+        super().before_train()
+        period = self.cfg.TEST.EVAL_PERIOD
+        # An evaluation after the checkpoint's step may or may not have come to its end; it is repeated.
+        if 0 < self.start_iter < self.max_iter and period > 0 and self.start_iter % period == 0:
+            self.storage.iter = self.start_iter - 1
+            self.storage.put_scalars(**self.evaluate(), smoothing_hint=False)
+            comm.synchronize()
+        if self._history:
+            self._history.catch_up()
+
+    def after_train(self) -> None:
+        # Resumed after its last step, the run has none left, and detectron2's counter would stand one too far.
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
 
     def evaluate(self) -> dict[str, float]:
         """Scores of teacher and student on the test sets, by name; the best teacher so far becomes model_best.pth."""
         networks = {"teacher": self.teacher.model, "student": self.student}
         broadcast_buffers(*networks.values())
         self.results = evaluate_networks(self.cfg, networks, build_test_loader)
-        self._draw_relations()
+        picture = self.method.relation_picture(self.class_names, self.iter) if comm.is_main_process() else None
+        if picture is not None:
+            self.storage.put_image("reco/class_relations", picture)
         score = next(value for name, value in self.results.items() if name.endswith("teacher/mIoU"))
         if score > self.best:
-            self.best = score
-            self.checkpointer.save("model_best", tag=False)
+            self.best, self.improved = score, True
         logger.info(f"teacher mIoU {score:.2f} now, {self.best:.2f} at best (model_best.pth)")
         return self.results
-
-    def _draw_relations(self) -> None:
-        """The relation graph of the last mini-batch, for TensorBoard."""
-        if self.method.reco is None or self.method.reco.last is None or not comm.is_main_process():
-            return
-        last = self.method.reco.last
-        pair = last.present[:, None] & last.present
-        relations = torch.where(pair, last.relations, float("nan")).cpu().numpy()
-        image = relation_image(relations, self.class_names, f"class relations, iteration {self.iter}")
-        self.storage.put_image("reco/class_relations", image.transpose(2, 0, 1))
 
     def run_step(self) -> None:
         start = time.perf_counter()
         batch = next(self._batches)
         data_time = time.perf_counter() - start
-        torch.manual_seed(int(self._generator("network").integers(2**63)))
+        self.seed_step()
         try:
             metrics = self.step(batch.to(self.device), self.iter)
-            if (self.iter + 1) % LOG_PERIOD == 0 or self.iter + 1 == self.max_iter:
-                self._write(metrics(), data_time)
         except FloatingPointError as error:
             files = ", ".join(batch.labeled_files + batch.unlabeled_files)
-            raise FloatingPointError(f"iteration {self.iter}: {error}. Images of this step: {files}") from error
+            advice = self._dump(batch, str(error))
+            message = f"iteration {self.iter}: {error}. Images of this step: {files}. {advice}"
+            raise FloatingPointError(message) from error
+        if metrics and ((self.iter + 1) % LOG_PERIOD == 0 or self.iter + 1 == self.max_iter):
+            own = write_metrics(self.storage, metrics(), data_time)
+            self._collapse.look(own, self.iter)
 
-    def step(self, batch: TrainingBatch, iteration: int) -> Callable[[], dict[str, Tensor]]:
-        """One training step; returns a function that computes its metrics, called only when they are logged."""
-        pseudo = None
+    def step(self, batch: TrainingBatch, iteration: int) -> Callable[[], dict[str, Tensor]] | None:
+        """One training step; returns a function that computes its metrics, called only when they are logged.
+
+        None where the step was skipped (SOLVER.MAX_SKIPPED_STEPS).
+
+        Raises:
+            FloatingPointError: a loss or a gradient is not finite; weights and optimizer are as before the step.
+        """
+        self._guard.begin()
+        pseudo = views = None
         images = batch.labeled_images
         if self.method.semi_supervised and iteration >= self.cfg.SEMI.BURN_IN:
             pseudo = self.label(batch)
-            strong_images, pseudo_targets, pseudo_confidence = self.mix(batch, pseudo)
-            images = torch.cat([images, strong_images])
+            views = self.mix(batch, pseudo)
+            images = torch.cat([images, views.images])
 
         with self._autocast():
             output = self.model(images)
         output = output.float()
         num_labeled = len(batch.labeled_images)
+        labeled, strong = output[:num_labeled], output[num_labeled:] if views else None
+        progress = iteration / self.max_iter
         losses = self.method.losses(
-            output[:num_labeled],
-            batch.labeled_targets,
-            output[num_labeled:] if pseudo else None,
-            pseudo_targets if pseudo else None,
-            average_over_processes,
-            pseudo_confidence if pseudo else None,
+            labeled, batch.labeled_targets, strong, views, average_over_processes, progress=progress
         )
-        if self.adversary and pseudo:
+        if self.adversary and views:
             normalized = self.student.normalize(images)
             losses |= self.adversary.losses(
-                normalized[:num_labeled],
-                output[:num_labeled],
-                batch.labeled_targets,
-                normalized[num_labeled:],
-                output[num_labeled:],
-                average_over_processes,
+                normalized, output, batch.labeled_targets, batch.unlabeled_valid, average_over_processes
             )
         total = sum(losses.values())
 
         self.optimizer.zero_grad()
         self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer)
-        clip_gradients(self.cfg, self.parameters)
+        broadcast_buffers(self.student)
+        norm = clip_gradients(self.cfg, self.parameters)
+        # Under fp16 the scaler looks after gradients: it skips the update and lowers its scale.
+        checked = {"total_loss": total, **losses} | ({} if self.scaler.is_enabled() else {"gradient_norm": norm})
+        bad = not_finite(checked)
+        self.stop_agreed, diverged = self._agreement.any(self._stop.received is not None, bool(bad))
+        if diverged:
+            self.optimizer.zero_grad()
+            if self._guard.skip(iteration):
+                self.scaler.update()
+                return None
+            more = "" if not_finite(losses) else " (the losses of this process are finite)"
+            raise FloatingPointError(f"not finite: {', '.join(bad) or 'a loss of another process'}{more}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.adversary:
             group = self.optimizer.param_groups[0]
             self.adversary.update(group["lr"] / group["initial_lr"], average_over_processes)
+        self.method.remember(gather_over_processes)
         decay = self.teacher.update(self.student, iteration)
 
         def metrics() -> dict[str, Tensor]:
             values = {"total_loss": total, **losses, "teacher/decay": total.new_tensor(decay)}
             values |= self.method.watched(self.class_names) | (self.adversary.watched if self.adversary else {})
-            if pseudo:
-                values |= pseudo_label_metrics(pseudo, pseudo_targets, self.class_names)
+            if views:
+                values |= pseudo_label_metrics(pseudo, views.targets, self.class_names)
             return values
 
         return metrics
+
+    def _dump(self, batch: TrainingBatch, error: str) -> str:
+        step = {"iteration": self.iter, "seed": self.seed, "rank": self.rank, "world_size": self.world_size}
+        states = {name: part.state_dict() for name, part in self.parts_of_a_step().items()}
+        return write_dump(self.cfg.OUTPUT_DIR, self.cfg, step | {"error": error}, batch, states)
+
+    def parts_of_a_step(self) -> dict[str, object]:
+        """What a step computes with, by the names that checkpoints and dumps give it; each has a state dict."""
+        parts = {"model": self.student, "teacher": self.teacher.model, "scaler": self.scaler}
+        optional = {"projection": self.projection, "memory_bank": self.memory_bank, "reco_bank": self.reco_bank}
+        optional |= {"adversary": self.adversary}
+        return parts | {name: part for name, part in optional.items() if part}
 
     @torch.no_grad()
     def label(self, batch: TrainingBatch) -> PseudoLabels:
         """The teacher's pseudo labels of the weak views."""
         with self._autocast():
             output = self.teacher.model(batch.unlabeled_images, auxiliary=False)
-        return pseudo_labels(output.float(), batch.unlabeled_valid, self.cfg.SEMI.PSEUDO_LABEL.MIN_CONFIDENCE)
+        minimum = self.cfg.SEMI.PSEUDO_LABEL.MIN_CONFIDENCE
+        entropy = self.method.needs_entropy
+        return pseudo_labels(output.float(), batch.unlabeled_valid, minimum, with_entropy=entropy)
 
-    @torch.no_grad()
-    def mix(self, batch: TrainingBatch, pseudo: PseudoLabels) -> tuple[Tensor, Tensor, Tensor]:
-        """The strong views (B_u, 3, H, W), what the student must predict on them (B_u, H, W), and the confidences."""
-        mixing, generator = self.cfg.SEMI.MIXING, self._generator("mixing")
-        B, H, W = pseudo.label_map.shape
-        if mixing.BOX == "half":
-            boxes = half_area_boxes(B, H, W, generator)
-        else:
-            boxes = cutmix_boxes(B, H, W, mixing.AREA, mixing.ASPECT_RATIO, generator)
-        images, label_map, confidence = mix_views(
-            mixing.NAME,
-            batch.strong_images,
-            pseudo.label_map,
-            pseudo.confidence,
-            num_classes=self.method.num_classes,
-            fill=self.cfg.MODEL.PIXEL_MEAN,
-            boxes=boxes,
-            generator=generator,
-        )
-        min_area = self.cfg.SEMI.PSEUDO_LABEL.MIN_AREA
-        return images, drop_small_regions(label_map, min_area, self.method.num_classes), confidence
+    def mix(self, batch: TrainingBatch, pseudo: PseudoLabels) -> StrongViews:
+        """The strong views of the unlabelled images."""
+        return strong_views(self.cfg, batch.strong_images, pseudo, self._generator("mixing"))
+
+    def seed_step(self) -> None:
+        """Set torch's generator, which dropout draws from, to the start of this iteration."""
+        torch.manual_seed(int(self._generator("network").integers(2**63)))
 
     def _generator(self, purpose: str) -> np.random.Generator:
         """Random numbers of this iteration and process, for one purpose."""
-        return np.random.default_rng([self.seed, self.iter, comm.get_rank(), *purpose.encode()])
+        return np.random.default_rng([self.seed, self.iter, self.rank, *purpose.encode()])
 
     def _autocast(self):
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
-
-    def _write(self, metrics: dict[str, Tensor], data_time: float) -> None:
-        values = write_metrics(self.storage, metrics, data_time)
-        bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise FloatingPointError(f"not finite: {', '.join(bad)}")

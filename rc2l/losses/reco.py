@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rc2l.losses.dgcl import Memory
+from rc2l.losses.pixel_groups import PixelGroups
+
 QUERIES = ("active", "random", "easy")
 KEYS = ("active", "random")
 KEY_SETS = ("class", "query")
@@ -83,48 +86,6 @@ class Reco:
         return self.usable > 0
 
 
-@dataclass
-class PixelGroups:
-    """The pixels of a mini-batch sorted by class, in each class those that may be queries first."""
-
-    #: (P,) int64 pixel indices in sorted order; inside a group in row-major order.
-    order: Tensor
-    #: (K,) int64 where each class begins in ``order``, its pixels, and how many of these may be queries.
-    start: Tensor
-    usable: Tensor
-    candidates: Tensor
-
-    @classmethod
-    def of(cls, labels: Tensor, candidate: Tensor, num_classes: int) -> "PixelGroups":
-        """Shape: labels (B, h, w) int64 in 0..num_classes, the last for pixels that are not used; candidate (B, h, w)
-        bool."""
-        group = 2 * labels.flatten() + ~candidate.flatten()
-        sizes = torch.zeros(2 * num_classes + 2, dtype=torch.int64, device=labels.device)
-        sizes = sizes.scatter_add_(0, group, torch.ones_like(group)).view(-1, 2)[:-1]
-        usable = sizes.sum(1)
-        return cls(group.argsort(stable=True), usable.cumsum(0) - usable, usable, sizes[:, 0])
-
-    def draw_queries(self, num_queries: int, generator: torch.Generator | None = None) -> Tensor:
-        """(K, Q) pixel indices, evenly and with replacement among the candidates of each class."""
-        u = torch.rand(len(self.start), num_queries, device=self.order.device, generator=generator)
-        return self._pixel(self.start[:, None], self.candidates[:, None], u)
-
-    def draw_keys(self, probabilities: Tensor, num_keys: int, generator: torch.Generator | None = None) -> Tensor:
-        """(K, num_keys) pixel indices: a class by ``probabilities`` (K, K), rows summing to 1, then any pixel of it."""
-        shape, device = (len(self.start), num_keys), self.order.device
-        u = torch.rand(shape, device=device, generator=generator)
-        cumulative = probabilities.cumsum(1)
-        # Scaled by the row's sum, so that rounding can never lead past the last class of positive probability.
-        chosen = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(max=len(self.start) - 1)
-        u = torch.rand(shape, device=device, generator=generator)
-        return self._pixel(self.start[chosen], self.usable[chosen], u)
-
-    def _pixel(self, start: Tensor, count: Tensor, u: Tensor) -> Tensor:
-        # A product rounded up to the count itself would be another class's pixel. Empty groups give any pixel: masked.
-        offset = torch.minimum((u.double() * count).long(), (count - 1).clamp(min=0))
-        return self.order[(start + offset).clamp(max=len(self.order) - 1)]
-
-
 def class_means(representation: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """r^{c,+} of eq. 2: mean representation of each class over its pixels, 0 for absent classes; no gradient.
 
@@ -137,6 +98,13 @@ def class_means(representation: Tensor, labels: Tensor, num_classes: int) -> Ten
     classes = torch.arange(num_classes, device=labels.device)
     member = (labels.flatten(1)[:, :, None] == classes).to(features.dtype)
     return (features @ member).sum(0).T / member.sum((0, 1))[:, None].clamp(min=1)
+
+
+def memory_means(memory: Memory) -> Tensor:
+    """(K, C) mean projection of each class over the entries of a bank, 0 where it holds none."""
+    filled = torch.arange(memory.projections.shape[1], device=memory.count.device) < memory.count[:, None]
+    sums = torch.einsum("kmc,km->kc", memory.projections, filled.to(memory.projections.dtype))
+    return sums / memory.count[:, None].clamp(min=1)
 
 
 def class_relations(means: Tensor, present: Tensor) -> Tensor:
@@ -224,6 +192,7 @@ def reco_loss(
     options: RecoOptions = RecoOptions(),  # noqa: B008  frozen
     ignore_value: int = 255,
     generator: torch.Generator | None = None,
+    memory: Memory | None = None,
 ) -> Reco:
     """ReCo loss of a mini-batch of labelled and pseudo-labelled pixels (eq. 1 to 4).
 
@@ -240,6 +209,8 @@ def reco_loss(
         options: sampling and temperatures.
         ignore_value: label of pixels that are not used.
         generator: source of randomness, on the tensors' device; torch's own by default.
+        memory: a bank whose projections take the place of the mini-batch's pixels in class means, relation graph and
+            keys (appendix B, "feature bank methods"); a class of which it holds nothing is not active.
 
     Raises:
         ValueError: shapes do not fit.
@@ -253,25 +224,32 @@ def reco_loss(
     labels = torch.where(labels == ignore_value, num_classes, labels.long())
     candidate = query_candidates(own_probability, options)
     groups = PixelGroups.of(labels, candidate, num_classes)
-    with torch.no_grad():
-        means = class_means(representation, labels, num_classes)
-        relations = class_relations(means, groups.usable > 0)
-        probabilities = key_probabilities(relations, groups.usable, options)
-    query_pixels = groups.draw_queries(options.num_queries, generator)
     pixels = representation.permute(0, 2, 3, 1).reshape(B * h * w, C)
+    with torch.no_grad():
+        if memory is None:
+            sources, source_pixels = groups, pixels.detach()
+            means = class_means(representation, labels, num_classes)
+        else:
+            sources = PixelGroups.of_rings(memory.count, memory.projections.shape[1])
+            source_pixels = memory.projections.flatten(0, 1)
+            means = memory_means(memory)
+        known = sources.usable > 0
+        relations = class_relations(means, known)
+        probabilities = key_probabilities(relations, sources.usable, options)
+    query_pixels = groups.draw_queries(options.num_queries, generator)
     queries = pixels[query_pixels].to(means.dtype)
     if options.key_sets == "query":
-        key_pixels = groups.draw_keys(probabilities, options.num_queries * options.num_keys, generator)
+        key_pixels = sources.draw_keys(probabilities, options.num_queries * options.num_keys, generator)
         key_pixels = key_pixels.view(num_classes, options.num_queries, options.num_keys)
-        all_pixels = pixels.detach().to(means.dtype)
+        all_pixels = source_pixels.to(means.dtype)
         loss, negative = sampled_contrast_per_query(queries, means, all_pixels, key_pixels, options.temperature)
     else:
-        key_pixels = groups.draw_keys(probabilities, options.num_keys, generator)
-        keys = pixels.detach()[key_pixels].to(means.dtype)
+        key_pixels = sources.draw_keys(probabilities, options.num_keys, generator)
+        keys = source_pixels[key_pixels].to(means.dtype)
         loss, negative = sampled_contrast(queries, means, keys, options.temperature)
 
     present = groups.usable > 0
-    active = (groups.candidates > 0) & (present.sum() > 1)
+    active = (groups.candidates > 0) & known & (known.sum() > 1)
     class_loss = torch.where(active, loss.mean(1), 0)
     with torch.no_grad():
         positive = _positive_similarity(F.normalize(queries, dim=-1), means).mean(1)

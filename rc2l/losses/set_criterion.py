@@ -51,7 +51,7 @@ def set_criterion(
     cross_entropy = (F.cross_entropy(logits.permute(0, 3, 1, 2), target, reduction="none") * weight).flatten(1).sum(1)
 
     totals = average(torch.stack([weight.new_tensor(float(num_regions)), weight[0].sum()]))
-    region_count, weight_sum = totals[0].clamp(min=1), totals[1]
+    region_count, weight_sum = torch.where(totals[0] > 0, totals[0], 1), totals[1]
     loss_ce = cross_entropy / torch.where(weight_sum > 0, weight_sum, 1)
 
     sizes = [len(image) for image, _, _ in pairs]

@@ -12,6 +12,9 @@ from torch import Tensor
 from rc2l.losses.mask import FOCAL_ALPHA, FOCAL_GAMMA
 from rc2l.losses.regions import Regions
 
+#: Stands for a cost that is not finite: lower than any other.
+_NOT_FINITE = -1e6
+
 
 @dataclass
 class Matches:
@@ -82,9 +85,6 @@ class HungarianMatcher:
         Args:
             groups: per group ``layers``, (logits (B, Q, K+1), mask logits (B, Q, h, w)) of each decoder layer to match,
                 and the ``regions`` of its B images.
-
-        Raises:
-            FloatingPointError: the student's outputs are not finite.
         """
         costs, shapes = [], []
         for layers, regions in groups:
@@ -92,11 +92,9 @@ class HungarianMatcher:
             shapes.append(group_costs.shape)
             costs += [group_costs.flatten(), regions.present().to(group_costs.dtype).flatten()]
         on_host = torch.cat(costs).cpu().numpy()
-        if not np.isfinite(on_host).all():
-            raise FloatingPointError(
-                "non-finite matching cost: the student's class or mask logits are inf or NaN (learning rate too high, "
-                "overflow in fp16, or a bad pre-trained file)"
-            )
+        # A query whose cost is not finite is surely matched, and so seen by the losses: the trainer finds it there, in
+        # all processes together, where an error here would leave the others waiting.
+        np.nan_to_num(on_host, copy=False, nan=_NOT_FINITE, posinf=_NOT_FINITE, neginf=_NOT_FINITE)
         matches, start = [], 0
         for (_, regions), (L, B, Q, T) in zip(groups, shapes, strict=True):
             cost = on_host[start : start + L * B * Q * T].reshape(L, B, Q, T)

@@ -25,8 +25,8 @@ class SegmentationOutput:
     aux_outputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     #: (B, K, h, w) class logits of each pixel. Per-pixel classification only.
     pixel_logits: Tensor | None = None
-    #: (B, D, h, w) output of the projection head, where training has one.
-    representation: Tensor | None = None
+    #: (B, D, h, w) output of each projection head that training has, by the name of its loss.
+    representations: dict[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, images: slice) -> "SegmentationOutput":
         """The outputs of a range of images (views, no copies)."""
@@ -71,7 +71,8 @@ class SegmentationOutput:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         tensors = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
         aux_outputs = [(function(logits), function(masks)) for logits, masks in self.aux_outputs]
-        return replace(self, aux_outputs=aux_outputs, **tensors)
+        representations = {name: function(value) for name, value in self.representations.items()}
+        return replace(self, aux_outputs=aux_outputs, representations=representations, **tensors)
 
 
 def semantic_scores(pred_logits: Tensor, mask_probs: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""The projection head of pixel contrast, kept outside the segmentation model: neither teacher nor export has one."""
+"""The projection heads of pixel contrast, kept outside the segmentation model: neither teacher nor export has one."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d
@@ -27,28 +30,44 @@ class ProjectionHead(nn.Module):
         return self.layers(pixel_features)
 
 
-def build_projection(cfg: CfgNode, network: Segmentor) -> ProjectionHead | None:
-    """The projection head for a network's per-pixel features; None where RECO.ENABLED is False."""
-    if not cfg.RECO.ENABLED:
+class ProjectionHeads(nn.ModuleDict):
+    """The projection head of each loss that contrasts pixels, by its name: ``reco``, ``dgcl``."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """As of any module. Files from before there were two kinds of heads hold that of ReCo, without its name."""
+        if all(name.startswith("layers.") for name in state_dict):
+            state_dict = {f"reco.{name}": value for name, value in state_dict.items()}
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+
+def build_projection(cfg: CfgNode, network: Segmentor) -> ProjectionHeads | None:
+    """The projection heads for a network's per-pixel features; None where neither RECO nor DGCL is ENABLED."""
+    channels = {name: node.DIM for name, node in (("reco", cfg.RECO), ("dgcl", cfg.DGCL)) if node.ENABLED}
+    if not channels:
         return None
+    in_channels = pixel_feature_channels(cfg, network)
+    heads = ProjectionHeads({name: ProjectionHead(in_channels, number) for name, number in channels.items()})
+    return heads.to(network.device)
+
+
+def pixel_feature_channels(cfg: CfgNode, network: Segmentor) -> int:
+    """Channels of :attr:`SegmentationOutput.pixel_features`."""
     if isinstance(network, MaskFormer):
-        return ProjectionHead(cfg.MODEL.SEM_SEG_HEAD.MASK_DIM, cfg.RECO.DIM).to(network.device)
+        return cfg.MODEL.SEM_SEG_HEAD.MASK_DIM
     predictor = network.sem_seg_head.predictor
-    if isinstance(predictor, nn.ModuleList):
-        predictor = predictor[0]
-    return ProjectionHead(predictor.in_channels, cfg.RECO.DIM).to(network.device)
+    return (predictor[0] if isinstance(predictor, nn.ModuleList) else predictor).in_channels
 
 
 class TrainingNetwork(nn.Module):
-    """The student with its projection head, in one forward pass as distributed training needs it."""
+    """The student with its projection heads, in one forward pass as distributed training needs it."""
 
-    def __init__(self, network: Segmentor, projection: ProjectionHead) -> None:
+    def __init__(self, network: Segmentor, projection: ProjectionHeads) -> None:
         super().__init__()
         self.network = network
         self.projection = projection
 
     def forward(self, images: Tensor) -> SegmentationOutput:
-        """The network's output with ``representation``."""
+        """The network's output with ``representations``."""
         output = self.network(images)
-        output.representation = self.projection(output.pixel_features)
+        output.representations = {name: head(output.pixel_features) for name, head in self.projection.items()}
         return output

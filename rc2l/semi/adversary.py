@@ -42,19 +42,21 @@ class Adversary:
         images: Tensor,
         output: SegmentationOutput,
         targets: Tensor,
-        unlabeled_images: Tensor,
-        unlabeled_output: SegmentationOutput,
+        unlabeled_valid: Tensor,
         average: Callable[[Tensor], Tensor],
     ) -> dict[str, Tensor]:
         """``loss_feature_matching`` and ``loss_self_training``, weighted, for the student.
 
         Args:
-            images, unlabeled_images: (B, 3, H, W) normalized.
-            output, unlabeled_output: the student's, float32, on these images.
+            images: (B_l + B_u, 3, H, W) normalized, the labelled ones first.
+            output: the student's, float32, on these images.
             targets: (B_l, H, W) label maps.
+            unlabeled_valid: (B_u, H, W) bool, False in padding, which self-training leaves out.
             average: mean of a tensor over processes.
         """
-        size = targets.shape[-2:]
+        num_labeled, size = len(targets), targets.shape[-2:]
+        unlabeled_images, unlabeled_output = images[num_labeled:], output[num_labeled:]
+        images, output = images[:num_labeled], output[:num_labeled]
         predicted = unlabeled_output.class_probabilities(size)
         real = one_hot_targets(targets, output.class_probabilities(size))
         self._seen = (images, real, unlabeled_images, predicted.detach())
@@ -65,7 +67,7 @@ class Adversary:
 
         score = logits.detach().sigmoid()
         chosen = score >= self.options.SCORE_THRESHOLD
-        pseudo = torch.where(chosen[:, None, None], predicted.detach().argmax(1), IGNORE)
+        pseudo = torch.where(chosen[:, None, None] & unlabeled_valid, predicted.detach().argmax(1), IGNORE)
         self_training = pixel_cross_entropy(unlabeled_output.class_logits(size), pseudo, None, average=average)
         self.watched = {"s4gan/score": score.mean(), "s4gan/chosen_share": chosen.float().mean()}
         matching = feature_matching_loss(real_features, fake_features)

@@ -16,11 +16,17 @@ class PseudoLabels:
     label_map: Tensor
     #: (B, H, W) float32 in [0, 1]: share of the most probable class in the sum over classes.
     confidence: Tensor
+    #: (B, H, W) float32, at least 0, in nats: of the distribution over classes; None where nothing asks for it.
+    entropy: Tensor | None = None
 
 
 @torch.no_grad()
 def pseudo_labels(
-    output: SegmentationOutput, valid: Tensor, min_confidence: float = 0.0, ignore_value: int = 255
+    output: SegmentationOutput,
+    valid: Tensor,
+    min_confidence: float = 0.0,
+    ignore_value: int = 255,
+    with_entropy: bool = False,
 ) -> PseudoLabels:
     """Class scores of every pixel of the crop, normalised over classes: argmax and maximum.
 
@@ -29,12 +35,28 @@ def pseudo_labels(
         valid: (B, H, W) bool, False where the crop is padding; such pixels are ignored.
         min_confidence: pixels below it, in [0, 1], are ignored.
         ignore_value: label of ignored pixels.
+        with_entropy: compute the entropy too.
     """
     scores = output.class_scores(valid.shape[-2:])
     best, label_map = scores.max(1)
-    confidence = best / scores.sum(1).clamp(min=torch.finfo(scores.dtype).tiny)
+    total = scores.sum(1).clamp(min=torch.finfo(scores.dtype).tiny)
+    confidence = best / total
     keep = valid & (confidence >= min_confidence)
-    return PseudoLabels(torch.where(keep, label_map, ignore_value).to(torch.uint8), confidence * valid)
+    entropy = torch.special.entr(scores / total[:, None]).sum(1) if with_entropy else None
+    return PseudoLabels(torch.where(keep, label_map, ignore_value).to(torch.uint8), confidence * valid, entropy)
+
+
+def most_certain(entropy: Tensor, candidates: Tensor, share: float) -> Tensor:
+    """The share of the candidates with the lowest entropy, at least one of them; of equal ones all (DGCL).
+
+    Shape:
+        entropy, of any shape; candidates bool alike; share in [0, 1]. Result bool alike.
+    """
+    if share >= 1:
+        return candidates
+    ordered = entropy.masked_fill(~candidates, float("inf")).flatten().sort().values
+    kept = (candidates.sum() * share).ceil().long().clamp(min=1)
+    return candidates & (entropy <= ordered.gather(0, kept.view(1) - 1))
 
 
 def drop_small_regions(label_map: Tensor, min_area: int, num_classes: int, ignore_value: int = 255) -> Tensor:

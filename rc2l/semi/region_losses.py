@@ -71,7 +71,8 @@ class RegionLosses:
     def _unsupervised(
         self, layers, pixel_features: Tensor, regions: Regions, matches: Matches, average
     ) -> dict[str, Tensor]:
-        count = average(pixel_features.new_tensor(float(matches.num_regions))).clamp(min=1)
+        count = average(pixel_features.new_tensor(float(matches.num_regions)))
+        count = torch.where(count > 0, count, 1)
         scale = self.unsupervised_weight / (len(layers) * count)
         losses: dict[str, Tensor] = {}
         for (logits, masks), pairs in zip(layers, matches.pairs, strict=True):

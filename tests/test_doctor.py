@@ -1,0 +1,81 @@
+"""Each finding of the doctor, good and bad, and its exit status."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.shared_data import REPO
+from tests.test_train_net import datasets, datasets_folder  # noqa: F401  fixtures
+from tests.tool_modules import load_tool
+
+doctor = load_tool("doctor")
+
+
+def levels(findings) -> list[str]:
+    findings = list(findings)
+    for finding in findings:
+        assert "\n" not in str(finding)
+        assert bool(finding.fix) == (finding.level != doctor.OK)
+    return [finding.level for finding in findings]
+
+
+def test_this_environment_is_healthy():
+    assert doctor.PROBLEM not in levels(doctor.versions())
+    assert levels(doctor.detectron2_flavour()) == [doctor.OK]
+    assert levels(doctor.self_test()) == [doctor.OK]
+
+
+def test_a_missing_or_old_package_is_a_problem(monkeypatch):
+    monkeypatch.setattr(doctor, "PACKAGES", {"torch": (99, 0), "no-such-package": (1, 0)})
+    assert levels(doctor.versions())[1:] == [doctor.PROBLEM] * 2
+
+
+def test_too_little_room_is_told(tmp_path):
+    assert levels(doctor.disk(tmp_path / "not/yet", needed=0)) == [doctor.OK]
+    assert levels(doctor.disk(tmp_path, needed=2**60)) == [doctor.WARNING]
+    assert levels(doctor.shared_memory(tmp_path, needed=2**60)) == [doctor.WARNING]
+    assert levels(doctor.shared_memory(tmp_path / "none")) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_problem(monkeypatch, tmp_path):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
+    assert levels(doctor.disk(tmp_path, needed=0)) == [doctor.OK, doctor.PROBLEM]
+
+
+def test_datasets_of_a_config_must_be_there_and_others_may_be(tmp_path, monkeypatch):
+    assert levels(doctor.datasets(("shapes_sem_seg_train", "shapes_sem_seg_val"))) == [doctor.OK] * 2
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert levels(doctor.datasets(("shapes_sem_seg_train",))) == [doctor.PROBLEM]
+    assert set(levels(doctor.datasets(None))) == {doctor.WARNING}
+
+
+def test_a_check_that_fails_is_a_finding():
+    def broken():
+        raise RuntimeError("first line\nsecond line")
+
+    assert levels(doctor.guarded(broken, "devices")) == [doctor.PROBLEM]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--config-file", "configs/shapes/rc2l.yaml"], 0, "0 problem(s)"),
+        (["--config-file", "configs/none.yaml"], 1, "configs/none.yaml: no such file"),
+    ],
+)
+def test_exit_status(arguments, status, said):
+    done = subprocess.run(
+        [sys.executable, "tools/doctor.py", *arguments],
+        cwd=REPO,
+        env=os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    assert said in done.stdout

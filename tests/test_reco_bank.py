@@ -1,0 +1,139 @@
+"""ReCo with a feature bank: what comes from it, what enters it, and runs through train_net.py."""
+
+import pytest
+import torch
+
+import train_net
+from rc2l.data.datasets.shapes import generate_shapes
+from rc2l.engine.run import argument_parser
+from rc2l.losses.reco import RecoOptions, class_means, memory_means, reco_loss
+from rc2l.modeling.outputs import SegmentationOutput
+from rc2l.semi.memory_bank import MemoryBank, build_reco_bank
+from rc2l.semi.methods import Method
+from rc2l.semi.strong_views import StrongViews
+from tests.shared_data import REPO
+from tests.test_dgcl_training import TINY, config
+from tests.test_reco import batch
+
+K = 5
+WITH_BANK = ["RECO.MEMORY_PER_CLASS", "20", "RECO.ADDED_PER_CLASS", "6"]
+
+
+def bank_of(representation, labels, size: int, classes) -> MemoryBank:
+    """A bank of all pixels of the given classes."""
+    bank = MemoryBank(K, size, 0, representation.shape[1], (1,), 0)
+    pixels, flat = representation.detach().permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
+    entries, valid = torch.zeros(K, size, pixels.shape[1]), torch.zeros(K, size, dtype=torch.bool)
+    for k in classes:
+        own = pixels[flat == k]
+        entries[k, : len(own)], valid[k, : len(own)] = own, True
+    bank.update(entries[..., :0], entries, valid.float(), valid.float(), valid)
+    return bank
+
+
+@pytest.mark.parametrize("key_sets", ["class", "query"])
+@pytest.mark.parametrize("keys", ["active", "random"])
+def test_a_bank_of_the_same_pixels_gives_the_same_loss(key_sets, keys):
+    """Where every pixel may be a query, the mini-batch has its pixels in the order of the bank: draws are the same."""
+    representation, labels, own = batch()
+    memory = bank_of(representation, labels, 90, range(K)).memory()
+    torch.testing.assert_close(memory_means(memory), class_means(representation, labels, K))
+    options = RecoOptions(8, 16, queries="random", keys=keys, key_sets=key_sets)
+    results = [
+        reco_loss(representation, labels, own, K, options, generator=torch.Generator().manual_seed(0), memory=source)
+        for source in (None, memory)
+    ]
+    for name in ("loss", "class_loss", "positive_similarity", "negative_similarity", "relations", "active"):
+        torch.testing.assert_close(*(getattr(result, name) for result in results))
+    gradients = [torch.autograd.grad(result.loss, representation)[0] for result in results]
+    torch.testing.assert_close(*gradients)
+    assert results[0].active.all() and gradients[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("key_sets", ["class", "query"])
+@pytest.mark.parametrize(("held", "active"), [([], []), ([2], []), ([1, 3], [1, 3])])
+def test_only_classes_that_the_bank_holds_are_active(key_sets, held, active):
+    representation, labels, own = batch()
+    bank = bank_of(representation, labels, 90, held)
+    bank.projections.requires_grad_()
+    result = reco_loss(representation, labels, own, K, RecoOptions(8, 16, key_sets=key_sets), memory=bank.memory())
+    result.loss.backward()
+    assert result.active.nonzero()[:, 0].tolist() == active and torch.isfinite(result.loss)
+    assert (result.loss > 0) == bool(active) and representation.grad.isfinite().all()
+    touched = labels[representation.grad.abs().sum(1) > 0]
+    assert set(touched.tolist()) == set(active) and bank.projections.grad is None
+
+
+def test_keys_come_from_the_bank():
+    """With opposite representations in the bank, the similarities with keys and with the own mean change sign."""
+    representation, labels, own = batch()
+    representation = (representation.detach() + 3).requires_grad_()
+    options = RecoOptions(8, 16)
+    near = reco_loss(
+        representation, labels, own, K, options, memory=bank_of(representation, labels, 90, range(K)).memory()
+    )
+    far = reco_loss(
+        representation, labels, own, K, options, memory=bank_of(-representation, labels, 90, range(K)).memory()
+    )
+    assert (near.negative_similarity > 0.5).all() and (far.negative_similarity < -0.5).all()
+    assert (near.positive_similarity > 0.5).all() and (far.positive_similarity < -0.5).all()
+
+
+def test_labelled_and_confident_pixels_enter_the_bank_after_the_step():
+    cfg = config("classmix-reco_deeplab", *WITH_BANK)
+    bank = build_reco_bank(cfg)
+    method = Method(cfg, reco_bank=bank)
+    assert bank.features.shape == (9, 20, 0) and bank.projections.shape == (9, 20, 16)
+    outputs = [
+        SegmentationOutput(
+            None,
+            None,
+            torch.zeros(1, 1, 4, 4),
+            pixel_logits=torch.randn(1, 9, 4, 4),
+            representations={"reco": torch.randn(1, 16, 4, 4, requires_grad=True)},
+        )
+        for _ in range(2)
+    ]
+    targets, pseudo = torch.zeros(1, 4, 4, dtype=torch.uint8), torch.full((1, 4, 4), 3, dtype=torch.uint8)
+    targets[0, 1:] = 255
+    confidence = torch.full((1, 4, 4), 0.7)
+    confidence[0, :2] = 0.71
+    for step in range(1, 3):
+        loss = method.losses(outputs[0], targets, outputs[1], StrongViews(None, pseudo, confidence))["loss_reco"]
+        assert (loss > 0) == (step > 1) and loss.requires_grad
+        method.remember(lambda tensor: tensor[None])
+        # 4 labelled pixels of class 0; of 8 confident ones of class 3 at most ADDED_PER_CLASS.
+        assert bank.count.tolist() == [4 * step, 0, 0, 6 * step, 0, 0, 0, 0, 0]
+    torch.testing.assert_close(bank.projections[0, :4], outputs[0].representations["reco"][0, :, 0].T)
+    sure = outputs[1].representations["reco"][0, :, :2].flatten(1).T
+    assert (bank.projections[3, :12, None] == sure).all(2).any(1).all()
+    assert method.watched([str(k) for k in range(9)])["reco/memory_entries"] == 20
+
+
+def test_a_resumed_run_with_both_banks_equals_a_straight_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    generate_shapes(tmp_path, num_train=16, num_val=2, size=64)
+    arguments = ["--config-file", str(REPO / "configs/shapes/rc2l-reco.yaml"), *TINY, *WITH_BANK]
+    arguments += ["DGCL.ENABLED", "True"]
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    train_net.main(argument_parser("").parse_args([*arguments, "OUTPUT_DIR", str(straight)]))
+    resumed.mkdir()
+    (resumed / "model_0000001.pth").write_bytes((straight / "model_0000001.pth").read_bytes())
+    (resumed / "last_checkpoint").write_text("model_0000001.pth")
+    train_net.main(argument_parser("").parse_args(["--resume", *arguments, "OUTPUT_DIR", str(resumed)]))
+    files = [torch.load(path / "model_final.pth", weights_only=True) for path in (straight, resumed)]
+    assert int(files[0]["reco_bank"]["updates"]) == 4 and files[0]["reco_bank"]["count"].sum() > 0
+    for part in ("model", "projection", "memory_bank", "reco_bank"):
+        for key, tensor in files[0][part].items():
+            assert torch.equal(tensor, files[1][part][key]), (part, key)
+
+
+@pytest.mark.parametrize(("key", "value"), [("MEMORY_PER_CLASS", -1), ("ADDED_PER_CLASS", 0)])
+def test_bad_values_are_one_error(key, value):
+    with pytest.raises(ValueError, match=rf"RECO\.{key} is {value}: it must be at least 1"):
+        Method(config("rc2l-reco", f"RECO.{key}", value))
+
+
+def test_without_the_key_there_is_no_bank():
+    assert build_reco_bank(config("rc2l-reco")) is None
+    assert build_reco_bank(config("rc2l", *WITH_BANK)) is None

@@ -1,0 +1,268 @@
+"""A run that is killed or stopped, however often, ends as the undisturbed one: weights, metrics, best score."""
+
+import json
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rc2l.engine.history import cut_rows
+from rc2l.engine.signals import EXIT_STOPPED, StopRequest
+from rc2l.engine.trainer import SemiSupervisedTrainer
+from tests.test_train_net import TINY, datasets, datasets_folder, metrics, run  # noqa: F401  two are fixtures
+from tests.training_server import Kill, TrainingServer
+
+#: Evaluations at steps where no row is due, checkpoints at others still, and the end at neither.
+SCHEDULE = """SOLVER.MAX_ITER 45 SOLVER.CHECKPOINT_PERIOD 7 TEST.EVAL_PERIOD 11 SOLVER.CHECKPOINTS_KEPT 2 SEMI.BURN_IN 5
+MODEL.MASK_FORMER.DROPOUT 0.1 INPUT.CROP.SIZE [32,32] TEST.MAX_IMAGES 2""".split()
+#: What depends on the clock.
+TIMES = {"time", "data_time", "eta_seconds", "rank_data_time"}
+
+
+@pytest.fixture(scope="module")
+def shared_server(datasets):  # noqa: F811
+    server = TrainingServer(DETECTRON2_DATASETS=str(datasets))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def server(shared_server):
+    """The server, idle again after each test, be it a failed one."""
+    yield shared_server
+    shared_server.end_training()
+
+
+def arguments(output: Path, *options: str) -> list[str]:
+    return ["--config-file", "configs/shapes/rc2l.yaml", *options, *TINY, *SCHEDULE, "OUTPUT_DIR", str(output)]
+
+
+@pytest.fixture(scope="module")
+def straight(shared_server, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("straight")
+    shared_server.start(*arguments(output))
+    assert shared_server.wait() == 0
+    return output
+
+
+def timeless(output: Path) -> list[dict]:
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in metrics(output)]
+
+
+def tensorboard(output: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(output))
+    events.Reload()
+    names = set(events.Tags()["scalars"]) - TIMES
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in sorted(names)}
+
+
+def differences(first: object, second: object, at: str = "") -> list[str]:
+    """Where two nested states differ, if only in one bit."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        if first.keys() != second.keys():
+            return [f"{at}: {first.keys() ^ second.keys()}"]
+        return [found for key in first for found in differences(first[key], second[key], f"{at}/{key}")]
+    if isinstance(first, list | tuple) and len(first) == len(second):
+        return [
+            found for i, pair in enumerate(zip(first, second, strict=True)) for found in differences(*pair, f"{at}/{i}")
+        ]
+    same = torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+    return [] if same else [at]
+
+
+def contents(checkpoint: Path) -> dict:
+    """All that a checkpoint holds, less what depends on the clock."""
+    state = torch.load(checkpoint, weights_only=True)
+    history = state["trainer"]["history"]
+    for part in ("pending", "histories"):
+        history[part] = {name: history[part][name] for name in history[part].keys() - TIMES}
+    return state
+
+
+def assert_same_runs(first: Path, second: Path) -> None:
+    """Every entry of both last checkpoints and best checkpoints, and every row of metrics."""
+    for name in ("model_final.pth", "model_best.pth"):
+        assert differences(contents(first / name), contents(second / name)) == []
+    assert timeless(first) == timeless(second)
+    assert {path.name for path in first.glob("*.pth")} == {path.name for path in second.glob("*.pth")}
+
+
+def ten_kills(size: int) -> list[Kill]:
+    """Ten kills in the order of a run's progress; a checkpoint has about ``size`` bytes."""
+    draw = random.Random(0)
+    occasions = ["timer", "best", "writing", "renamed", "timer", "writing", "timer", "writing", "timer", "writing"]
+    kills = []
+    for occasion, iteration in zip(occasions, sorted(draw.sample(range(2, 43), 10)), strict=True):
+        if occasion == "best":
+            # The first evaluation, after step 10, always finds the best network so far.
+            kills.append(Kill(min(iteration, 10), "writing", draw.randrange(size), file="model_best.pth"))
+        else:
+            kills.append(
+                Kill(iteration, occasion, draw.uniform(0, 0.2) if occasion == "timer" else draw.randrange(size))
+            )
+    return kills
+
+
+def test_a_run_killed_ten_times_ends_as_the_undisturbed_one(server, straight, tmp_path):
+    for kill in ten_kills((straight / "model_final.pth").stat().st_size * 9 // 10):
+        before = (tmp_path / "last_checkpoint").read_text() if (tmp_path / "last_checkpoint").exists() else None
+        server.start(*arguments(tmp_path, "--resume"), kill=kill)
+        assert server.wait() == -signal.SIGKILL, kill
+        if kill.by == "writing":
+            assert list(tmp_path.glob(f"{kill.file}.tmp"))
+        if kill.by == "renamed":
+            newest = max(path.name for path in tmp_path.glob("model_0*.pth"))
+            assert before == (tmp_path / "last_checkpoint").read_text() < newest
+    server.start(*arguments(tmp_path, "--resume"))
+    assert server.wait() == 0
+    assert_same_runs(straight, tmp_path)
+    assert tensorboard(tmp_path) == tensorboard(straight)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_stop_signal_ends_with_a_checkpoint_and_its_own_status(number, server, straight, tmp_path):
+    """With a loader worker, which must outlive the signal."""
+    server.start(*arguments(tmp_path), "DATALOADER.NUM_WORKERS", "1", kill=Kill(8, "timer", 0.01, number=number))
+    assert server.wait() == EXIT_STOPPED
+    stopped = torch.load(tmp_path / (tmp_path / "last_checkpoint").read_text(), weights_only=True)
+    assert 8 <= stopped["trainer"]["iteration"] < 44
+    server.start(*arguments(tmp_path, "--resume"))
+    assert server.wait() == 0
+    assert timeless(tmp_path) == timeless(straight)
+
+
+def test_the_training_server_survives_a_failed_test(server, tmp_path):
+    server.start(*arguments(tmp_path))
+    with pytest.raises(RuntimeError, match="has not been waited for"):
+        server.start(*arguments(tmp_path))
+    server.end_training()
+    server.start("--config-file", "none.yaml")
+    assert server.wait() == 1
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with StopRequest() as request, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+        assert request.received is signal.SIGINT
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+METHODS = {
+    "supervised": ("supervised", []),
+    "consistency": ("consistency", []),
+    "rc2l": ("rc2l", ["DATALOADER.NUM_WORKERS", 2]),
+    "rc2l, all terms and layers": (
+        "rc2l",
+        ["SEMI.DEEP_SUPERVISION", True, "RC2L.CONSISTENCY_WEIGHT", 1.0, "SEMI.LOSS_RESOLUTION", "mask"],
+    ),
+    "rc2l, reco": ("rc2l-reco", []),
+    "sgd, averaged buffers": ("rc2l", ["SOLVER.OPTIMIZER", "SGD", "SEMI.TEACHER.AVERAGE_BUFFERS", True]),
+    "bfloat16": ("rc2l", ["SOLVER.AMP.ENABLED", True]),
+    "random seed": ("consistency", ["SEED", -1]),
+    "cutout": ("cutout_deeplab", []),
+    "cutmix": ("cutmix_deeplab", []),
+    "classmix": ("classmix_deeplab", []),
+    "classmix, reco": ("classmix-reco_deeplab", []),
+    "self-training of MaskFormer": ("rc2l", ["SEMI.METHOD", "self_training"]),
+    "s4gan": ("s4gan_deeplab", ["S4GAN.DISCRIMINATOR_WIDTH", 16]),
+    "rc2l, dgcl": ("rc2l-dgcl", []),
+    "cutmix, dgcl and reco with banks": (
+        "cutmix-dgcl_deeplab",
+        ["RECO.ENABLED", True, "RECO.MEMORY_PER_CLASS", 100, "SELF_TRAINING.KEPT_SHARE", "[0.8,1.0]"],
+    ),
+}
+#: Parts that every checkpoint has, and those of single cases.
+PARTS = {"model", "teacher", "optimizer", "scheduler", "scaler", "trainer"}
+MORE_PARTS = {
+    "rc2l, reco": {"projection"},
+    "classmix, reco": {"projection"},
+    "s4gan": {"adversary"},
+    "rc2l, dgcl": {"projection", "memory_bank"},
+    "cutmix, dgcl and reco with banks": {"projection", "memory_bank", "reco_bank"},
+}
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_n_and_n_steps_equal_2n(case, tmp_path):
+    """Every part of the checkpoint; the number of workers is another after the restart."""
+    config, overrides = METHODS[case]
+    overrides = ["MODEL.MASK_FORMER.DROPOUT", 0.1, "INPUT.CROP.SIZE", "[32,32]", "TEST.MAX_IMAGES", 1, *overrides]
+    overrides += ["TEST.EVAL_PERIOD", 2]
+    workers = ["DATALOADER.NUM_WORKERS", 0 if "DATALOADER.NUM_WORKERS" in overrides else 1]
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    run(f"shapes/{config}.yaml", straight, *overrides)
+    resumed.mkdir()
+    shutil.copy(straight / "model_0000001.pth", resumed)
+    run(f"shapes/{config}.yaml", resumed, *overrides, *workers, options=("--resume",))
+    final = [contents(output / "model_final.pth") for output in (straight, resumed)]
+    assert final[0].keys() - {"iteration"} == PARTS | MORE_PARTS.get(case, set())
+    assert differences(*final) == []
+    halfway = contents(straight / "model_0000001.pth")
+    for part in final[0].keys() - {"iteration", "scaler"}:
+        assert differences(halfway[part], final[0][part]), f"{part} does not change, so this shows nothing about it"
+    assert [row["iteration"] for row in metrics(resumed)] == [row["iteration"] for row in metrics(straight)]
+    assert timeless(resumed) == timeless(straight)
+
+
+def test_without_resume_an_earlier_run_is_set_aside(tmp_path):
+    run("shapes/supervised.yaml", tmp_path)
+    weights = (tmp_path / "model_final.pth").read_bytes()
+    run("shapes/supervised.yaml", tmp_path, "SEED", 5)
+    assert (tmp_path / "earlier_1/model_final.pth").read_bytes() == weights
+    iterations = [row["iteration"] for row in metrics(tmp_path)]
+    assert len(iterations) == len(set(iterations))
+
+
+def test_a_fast_dev_run_replaces_the_last_one_and_nothing_else(tmp_path):
+    (tmp_path / "model_final.pth").write_bytes(b"of a real run")
+    for seed in (1, 2):
+        run("shapes/supervised.yaml", tmp_path, "SEED", seed, "TEST.MAX_IMAGES", 1, options=("--fast-dev-run",))
+    assert {path.name for path in tmp_path.iterdir()} == {"model_final.pth", "fast_dev_run"}
+    folder = tmp_path / "fast_dev_run"
+    assert not list(folder.glob("earlier_*"))
+    assert torch.load(folder / "model_final.pth", weights_only=True)["trainer"]["seed"] == 2
+    run("shapes/supervised.yaml", tmp_path, "SEED", 3, options=("--fast-dev-run", "--resume"))
+    assert torch.load(folder / "model_final.pth", weights_only=True)["trainer"]["seed"] == 2
+
+
+def test_a_restart_by_the_launcher_resumes_by_itself(tmp_path, monkeypatch):
+    run("shapes/supervised.yaml", tmp_path)
+    steps = []
+    original = SemiSupervisedTrainer.run_step
+    monkeypatch.setattr(SemiSupervisedTrainer, "run_step", lambda self: (steps.append(self.iter), original(self)))
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    run("shapes/supervised.yaml", tmp_path)
+    assert steps == [2, 3]
+
+
+def test_rows_are_cut_after_the_iteration_and_torn_lines_go(tmp_path):
+    path = tmp_path / "metrics.json"
+    rows = [{"iteration": i, "loss": 1.0} for i in (19, 39, 33, 59)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"iteration": 7')
+    cut_rows(path, 59)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+    cut_rows(path, 39)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows[:3]
+    cut_rows(path, -1)
+    assert path.read_text() == ""
+
+
+def test_a_damaged_row_is_dropped_and_told(tmp_path, caplog):
+    path = tmp_path / "metrics.json"
+    rows = [json.dumps({"iteration": i}) for i in (19, 39, 59)]
+    path.write_bytes(f"{rows[0]}\n".encode() + bytes(30) + f"\n{rows[1]}\n{rows[2]}\n".encode())
+    cut_rows(path, 39)
+    assert path.read_text() == f"{rows[0]}\n{rows[1]}\n"
+    assert "1 of its 4 rows cannot be read and are dropped" in caplog.text
+
+
+def test_missing_metrics_are_told(tmp_path, caplog):
+    cut_rows(tmp_path / "metrics.json", 19)
+    assert "the metrics up to iteration 19 are lost" in caplog.text

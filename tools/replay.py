@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""Do the step again at which a run stopped because a loss was not finite.
+
+    python tools/replay.py output/shapes/rc2l/divergence_0000123_rank0.pth
+
+Prints the images, which modules first gave something that is not finite, each loss, and whether the error came back.
+Exit status: 0, it did; 1, it did not; 2, the file cannot be read. Of a run on several processes, the dump holds one
+process's images: losses are then normalised by its own number of regions.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from rc2l.config import get_rc2l_cfg
+from rc2l.data.datasets import register_custom_datasets
+from rc2l.data.loader import TrainingBatch
+from rc2l.engine.checkpoint_file import DamagedCheckpointError, read_checkpoint
+from rc2l.engine.launch import resolve_device
+from rc2l.engine.trainer import SemiSupervisedTrainer
+
+
+def rebuild(dump: dict, num_gpus: int = 1) -> tuple[SemiSupervisedTrainer, TrainingBatch]:
+    """Trainer in the state before the step, and what its process saw.
+
+    Raises:
+        DamagedCheckpointError: the dump lacks something.
+    """
+    missing = [key for key in ("config", "step", "batch", "model", "teacher", "scaler") if key not in dump]
+    if missing:
+        raise DamagedCheckpointError(f"this is no dump of a step: it lacks {', '.join(missing)}")
+    cfg = get_rc2l_cfg()
+    cfg.merge_from_other_cfg(CfgNode.load_cfg(dump["config"]))
+    cfg.MODEL.WEIGHTS = ""
+    resolve_device(cfg, num_gpus)
+    register_custom_datasets(cfg)
+    trainer = SemiSupervisedTrainer(cfg, split=None)
+    for name, part in trainer.parts_of_a_step().items():
+        part.load_state_dict(dump[name])
+    step = dump["step"]
+    trainer.iter, trainer.seed, trainer.rank = step["iteration"], step["seed"], step["rank"]
+    return trainer, TrainingBatch(**dump["batch"]).to(trainer.device)
+
+
+@contextmanager
+def first_bad_modules(model: nn.Module, found: list[str], limit: int = 3) -> Iterator[None]:
+    """Within it, ``found`` collects the first modules whose output is not finite."""
+
+    def look(name: str):
+        def hook(_module, _inputs, output) -> None:
+            if len(found) < limit and isinstance(output, Tensor) and not torch.isfinite(output.sum()):
+                found.append(name)
+
+        return hook
+
+    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def replay(path: str, num_gpus: int = 1) -> bool:
+    """Do the step of a dump again and report; True if the error came back."""
+    dump = read_checkpoint(Path(path))
+    trainer, batch = rebuild(dump, num_gpus)
+    step = dump["step"]
+    print(f"iteration {step['iteration']}, process {step['rank']} of {step['world_size']}, seed {step['seed']}")
+    print(f"the run said: {step['error']}")
+    for kind, files in (("labeled", batch.labeled_files), ("unlabeled", batch.unlabeled_files)):
+        print(f"{kind} images: {', '.join(files) or 'none'}")
+    bad: list[str] = []
+    trainer.seed_step()
+    try:
+        with first_bad_modules(trainer.student, bad):
+            metrics = trainer.step(batch, step["iteration"])()
+    except FloatingPointError as error:
+        print(f"first modules with an output that is not finite: {', '.join(bad) or 'none'}")
+        print(f"the replay said: {error}")
+        return True
+    for name, value in metrics.items():
+        print(f"{name}: {value.item():.6g}")
+    print("the replay is finite: it depends on the other processes, the device or the kernels")
+    return False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dump", help="divergence_<iteration>_rank<r>.pth in the OUTPUT_DIR of the run")
+    parser.add_argument("--num-gpus", type=int, default=1, help="0: replay on the CPU")
+    args = parser.parse_args()
+    try:
+        return 0 if replay(args.dump, args.num_gpus) else 1
+    except DamagedCheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
