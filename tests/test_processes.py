@@ -1,8 +1,10 @@
 """Several processes: equal networks on all of them, and those of one process with the joined batch."""
 
+import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,7 +113,13 @@ def trainer_of(case: Case, folder: Path, *overrides: str) -> SemiSupervisedTrain
     folder.mkdir(parents=True, exist_ok=True)
     words = [*TINY, *SHORT, *(PLAIN if case.joined else []), *case.overrides, *overrides, "OUTPUT_DIR", str(folder)]
     cfg = load_config(str(REPO / f"configs/shapes/{case.config}.yaml"), words)
-    return SemiSupervisedTrainer(cfg, build_split(cfg))
+    # In double precision no rounding moves an activation across ReLU's 0 or to another maximum of its window, which
+    # would change the backbone's gradient by up to 1e-2. The losses compute in single precision as ever.
+    torch.set_default_dtype(torch.float64 if case.joined else torch.float32)
+    try:
+        return SemiSupervisedTrainer(cfg, build_split(cfg))
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def change_batches(trainer: SemiSupervisedTrainer, change: Callable[[TrainingBatch, int], None]) -> None:
@@ -164,14 +172,36 @@ def state(trainer: SemiSupervisedTrainer) -> dict[str, Tensor]:
     }
 
 
+def roughen_images(trainer: SemiSupervisedTrainer) -> None:
+    """Add the same noise to all images: in their flat backgrounds the activations of a pooling window are all equal."""
+    noise = 20 * torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def change(batch: TrainingBatch, iteration: int) -> None:
+        for name in ("labeled_images", "unlabeled_images"):
+            images = getattr(batch, name)
+            setattr(batch, name, (images + noise).clamp(0, 255).to(images.dtype))
+
+    change_batches(trainer, change)
+
+
 def train(name: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """All networks before and after a run."""
-    trainer = trainer_of(CASES[name], folder / name.replace(" ", "_"))
+    output = folder / name.replace(" ", "_")
+    trainer = trainer_of(CASES[name], output)
+    roughen_images(trainer)
     paint_pseudo_labels(trainer)
     take_away(trainer, CASES[name].lacking)
     before = state(trainer)
     trainer.train()
+    if comm.is_main_process():
+        for checkpoint in output.glob("*.pth"):
+            checkpoint.unlink()
     return before, state(trainer)
+
+
+def digest(network: dict[str, Tensor]) -> dict[str, str]:
+    """A hash of each tensor's bytes."""
+    return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in network.items()}
 
 
 def diverge(rank: int, folder: Path) -> str:
@@ -212,18 +242,29 @@ def work(rank: int, world_size: int, folder: Path, datasets: Path) -> None:  # n
         "buffers": (norm.running_mean.tolist(), int(norm.num_batches_tracked)),
         "refusal": str(refusal.value),
         "divergence": diverge(rank, folder),
-        **{name: train(name, folder)[1] for name in CASES},
+        "digests": {},
+        "networks": {},
     }
+    for name in CASES:
+        _, after = train(name, folder)
+        result["digests"][name] = digest(after)
+        if rank == 0:
+            result["networks"][name] = after
     torch.save(result, folder / f"{rank}.pth")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def processes(request, tmp_path_factory, datasets) -> tuple[list[dict], Path]:  # noqa: F811
+def processes(request, tmp_path_factory, datasets) -> Iterator[tuple[list[dict], Path]]:  # noqa: F811
     """What each process of 2 and of 4 ends with."""
     folder = tmp_path_factory.mktemp(f"processes{request.param}")
     run_processes(work, request.param, request.param, folder, datasets)
-    return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(request.param)], folder
+    files = [folder / f"{rank}.pth" for rank in range(request.param)]
+    results = [torch.load(path, weights_only=True) for path in files]
+    for path in files:
+        path.unlink()
+    yield results, folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -237,11 +278,9 @@ def test_all_processes_end_with_the_same_networks(processes):
     """Buffers too: the teacher's batch-norm statistics are what its pseudo labels come from."""
     ranks, _ = processes
     for case in CASES:
-        for other in ranks[1:]:
-            for name, tensor in ranks[0][case].items():
-                assert torch.equal(other[case][name], tensor), (case, name)
+        assert all(other["digests"][case] == ranks[0]["digests"][case] for other in ranks[1:]), case
     for bank in ("memory_bank", "reco_bank"):
-        assert ranks[0]["cutmix with dgcl and reco"][f"{bank}.count"].sum() > 0
+        assert ranks[0]["networks"]["cutmix with dgcl and reco"][f"{bank}.count"].sum() > 0
 
 
 def parts(network: dict[str, Tensor]) -> dict[str, list[str]]:
@@ -265,9 +304,9 @@ def relative_errors(before: dict, after: dict, other: dict) -> dict[str, float]:
 @pytest.mark.parametrize("case", JOINED)
 def test_they_equal_one_process_with_the_joined_batch(case, processes, one_process):
     ranks, _ = processes
-    errors = relative_errors(*one_process[case], ranks[0][case])
-    # Rounding gives up to 1e-4; normalising the smallest of the losses by each process's own regions gives 1e-3.
-    assert len(errors) in (4, 6) and max(errors.values()) < 5e-4, errors
+    errors = relative_errors(*one_process[case], ranks[0]["networks"][case])
+    # Rounding gives up to 1e-6; normalising the smallest of the losses by each process's own regions gives 1e-3.
+    assert len(errors) in (4, 6) and max(errors.values()) < 1e-5, errors
 
 
 def test_one_process_raises_a_flag_for_all_and_gives_its_buffers_to_all(processes):
