@@ -132,6 +132,9 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
         run("shapes/rc2l.yaml", tmp_path / name, "SEED", seed)
     assert same_weights(tmp_path / "a/model_final.pth", tmp_path / "b/model_final.pth")
     assert not same_weights(tmp_path / "a/model_final.pth", tmp_path / "c/model_final.pth")
+    for name in "abc":  # of three runs in one process each has its own log
+        log = (tmp_path / name / "log.txt").read_text()
+        assert log.count("Starting training") == log.count(f"Full config saved to {tmp_path / name}/") == 1
 
 
 def test_resume_into_another_model_is_refused(tmp_path):

@@ -107,11 +107,22 @@ def setup(args: argparse.Namespace) -> CfgNode:
     amp_dtype(cfg)
     use_deterministic_kernels(cfg.DETERMINISTIC)
     cfg.freeze()
+    _leave_earlier_logs()
     default_setup(cfg, args)
     # The loggers below "rc2l" and "__main__" go where detectron2's go.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rc2l")
     logger.info(f"method {cfg.SEMI.METHOD} on {cfg.MODEL.DEVICE}, {comm.get_world_size()} process(es)")
     return cfg
+
+
+def _leave_earlier_logs() -> None:
+    """A second run of this process shall write to its own log.txt alone; handlers other than detectron2's stay."""
+    for name in ("detectron2", "fvcore", "rc2l"):
+        log = logging.getLogger(name)
+        for handler in log.handlers[:]:
+            if type(handler) is logging.StreamHandler:
+                log.removeHandler(handler)
+    setup_logger.cache_clear()
 
 
 def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
