@@ -97,7 +97,7 @@ def test_eval_only_scores_a_checkpoint_as_the_end_of_training_did(tmp_path):
     """The paper's VOC config on a miniature devkit, two iterations of a small backbone at a small crop."""
     small = "INPUT.CROP.SIZE [64,64] INPUT.MIN_SIZE_TRAIN (64,80) INPUT.MIN_SIZE_TEST 64".split()
     small += ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.WEIGHTS", ""]
-    overrides = [*small, "SOLVER.MAX_ITER", 2, "DATALOADER.NUM_WORKERS", 0]
+    overrides = [*small, "SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 100, "DATALOADER.NUM_WORKERS", 0]
     overrides += ["DATASETS.SPLIT.FRACTION", "1/16", "SEMI.BURN_IN", 0]
     trained = run("voc/rc2l_r101_1-16.yaml", tmp_path / "train", *overrides)
     written = {path.name: json.loads(path.read_text()) for path in (tmp_path / "train/inference").iterdir()}
