@@ -238,21 +238,6 @@ def test_every_method_trains_with_dgcl(case, shapes, tmp_path, monkeypatch):
         assert train(plain, tmp_path, "--eval-only") == results
 
 
-def test_a_resumed_run_equals_a_straight_one(shapes, tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes))
-    arguments = arguments_of("rc2l-dgcl", "RECO.ENABLED", True)
-    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    train(arguments, straight)
-    resumed.mkdir()
-    (resumed / "model_0000001.pth").write_bytes((straight / "model_0000001.pth").read_bytes())
-    train(arguments, resumed, "--resume")
-    files = [torch.load(path / "model_final.pth", weights_only=True) for path in (straight, resumed)]
-    assert int(files[0]["memory_bank"]["updates"]) == 4
-    for part in ("model", "teacher", "projection", "memory_bank"):
-        for key, tensor in files[0][part].items():
-            assert torch.equal(tensor, files[1][part][key]), (part, key)
-
-
 BAD = {
     "MEMORY_PER_CLASS": (3, r"DGCL\.MEMORY_PER_CLASS is 3: it must be at least 4, the largest of DGCL\.NEIGHBORS"),
     "REFRESHED_PER_CLASS": (-1, r"DGCL\.REFRESHED_PER_CLASS is -1: it must be at least 0"),

@@ -3,16 +3,12 @@
 import pytest
 import torch
 
-import train_net
-from rc2l.data.datasets.shapes import generate_shapes
-from rc2l.engine.run import argument_parser
 from rc2l.losses.reco import RecoOptions, class_means, memory_means, reco_loss
 from rc2l.modeling.outputs import SegmentationOutput
 from rc2l.semi.memory_bank import MemoryBank, build_reco_bank
 from rc2l.semi.methods import Method
 from rc2l.semi.strong_views import StrongViews
-from tests.shared_data import REPO
-from tests.test_dgcl_training import TINY, config
+from tests.test_dgcl_training import config
 from tests.test_reco import batch
 
 K = 5
@@ -108,24 +104,6 @@ def test_labelled_and_confident_pixels_enter_the_bank_after_the_step():
     sure = outputs[1].representations["reco"][0, :, :2].flatten(1).T
     assert (bank.projections[3, :12, None] == sure).all(2).any(1).all()
     assert method.watched([str(k) for k in range(9)])["reco/memory_entries"] == 20
-
-
-def test_a_resumed_run_with_both_banks_equals_a_straight_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    generate_shapes(tmp_path, num_train=16, num_val=2, size=64)
-    arguments = ["--config-file", str(REPO / "configs/shapes/rc2l-reco.yaml"), *TINY, *WITH_BANK]
-    arguments += ["DGCL.ENABLED", "True"]
-    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    train_net.main(argument_parser("").parse_args([*arguments, "OUTPUT_DIR", str(straight)]))
-    resumed.mkdir()
-    (resumed / "model_0000001.pth").write_bytes((straight / "model_0000001.pth").read_bytes())
-    (resumed / "last_checkpoint").write_text("model_0000001.pth")
-    train_net.main(argument_parser("").parse_args(["--resume", *arguments, "OUTPUT_DIR", str(resumed)]))
-    files = [torch.load(path / "model_final.pth", weights_only=True) for path in (straight, resumed)]
-    assert int(files[0]["reco_bank"]["updates"]) == 4 and files[0]["reco_bank"]["count"].sum() > 0
-    for part in ("model", "projection", "memory_bank", "reco_bank"):
-        for key, tensor in files[0][part].items():
-            assert torch.equal(tensor, files[1][part][key]), (part, key)
 
 
 @pytest.mark.parametrize(("key", "value"), [("MEMORY_PER_CLASS", -1), ("ADDED_PER_CLASS", 0)])

@@ -17,16 +17,14 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 from detectron2.data import MetadataCatalog
-from PIL import Image
 from tqdm import tqdm
 
 from rc2l.data.datasets import load_records
 from rc2l.data.errors import DatasetError
 from rc2l.data.partial_labels import FACTS_FILE, check_options, label_path, read_record_label
-from rc2l.data.reading import IGNORE
 from rc2l.engine.run import load_config
+from rc2l.visualization.label_images import colors_of, palette_image
 
 
 def make_partial_labels(dataset: str, output: Path, share: float, seed: int, jobs: int | None = None) -> int:
@@ -49,15 +47,14 @@ def make_partial_labels(dataset: str, output: Path, share: float, seed: int, job
     records = [record for record in load_records(dataset) if "sem_seg_file_name" in record]
     if not records:
         raise DatasetError(f"dataset '{dataset}' has no image with a label")
-    palette = _palette(MetadataCatalog.get(dataset).get("stuff_colors") or [])
+    colors = colors_of(MetadataCatalog.get(dataset))
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         folder = Path(scratch) / output.name
         folder.mkdir()
 
         def write(record: dict) -> None:
-            image = Image.fromarray(read_record_label(record | {"partial_label": (share, seed)}))
-            image.putpalette(palette)  # turns a gray image into one of indices
+            image = palette_image(read_record_label(record | {"partial_label": (share, seed)}), colors)
             path = label_path(folder, record)
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
@@ -71,13 +68,6 @@ def make_partial_labels(dataset: str, output: Path, share: float, seed: int, job
         (folder / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         folder.rename(output)
     return len(records)
-
-
-def _palette(colors: list[tuple[int, int, int]]) -> bytes:
-    table = np.zeros((256, 3), dtype=np.uint8)
-    table[: len(colors)] = np.array(colors, dtype=np.uint8).reshape(-1, 3)
-    table[IGNORE] = 224
-    return table.tobytes()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,0 +1,125 @@
+"""Label images with a trained network.
+
+    python tools/predict.py photos/ one.jpg --config-file configs/custom/rc2l_r50.yaml \\
+        --checkpoint output/custom/rc2l_r50/model_best.pth --output predictions --overlays
+
+Folders are searched with their subfolders. For each image there is labels/<name>.png below --output: class ids, in the
+image's own size, with the colors of the classes as palette; classes.txt has the class of each id, one a line. Both can
+stand as `labels` and `classes` in the description of a dataset (datasets/README.md). --overlays adds
+overlays/<name>.jpg, the classes drawn over the image.
+
+The config is the run's: the file it was trained with, or the config.yaml in its folder. Without a GPU it runs on the
+CPU. The exit status is 0, or 2 where something is wrong; every image is opened before the first is labeled.
+"""
+
+import rc2l  # noqa: F401  first of all: makes detectron2 importable
+
+# isort: split
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from detectron2.data.catalog import Metadata
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+from tabulate import tabulate
+from tqdm import tqdm
+
+from rc2l.data.datasets.folder import IMAGE_SUFFIXES
+from rc2l.data.reading import read_image, read_image_size
+from rc2l.engine.launch import resolve_device
+from rc2l.engine.run import load_config
+from rc2l.inference import Predictor
+from rc2l.visualization.label_images import palette_image
+
+#: Pixels of an overlay's shorter side, at least: in smaller pictures the names would hide the classes.
+_LEGIBLE = 320
+
+
+def find_images(inputs: list[Path], output: Path) -> dict[str, Path]:
+    """Image files by the name of their results: the path below the folder given, without suffix.
+
+    Raises:
+        ValueError: an input is missing, holds no image or holds the output, or two images have the same name.
+    """
+    found: dict[str, Path] = {}
+    for given in inputs:
+        if given.is_dir():
+            if output.resolve().is_relative_to(given.resolve()):
+                raise ValueError(f"--output {output} lies in {given}, whose images are to be labeled: name another")
+            paths = sorted(path for path in given.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            names = [path.relative_to(given).with_suffix("").as_posix() for path in paths]
+        elif given.exists():
+            paths, names = [given], [given.stem]
+        else:
+            raise ValueError(f"{given}: no such file or folder")
+        if not paths:
+            raise ValueError(f"{given} holds no images; files of {', '.join(IMAGE_SUFFIXES)} are looked for")
+        for name, path in zip(names, paths, strict=True):
+            if name in found:
+                raise ValueError(f"{found[name]} and {path} would both be labeled as {name}.png: give them apart")
+            found[name] = path
+    return found
+
+
+def run(args: argparse.Namespace) -> None:
+    images = find_images(args.inputs, args.output)
+    for path in images.values():
+        read_image_size(str(path))
+    cfg = load_config(args.config_file, args.opts)
+    resolve_device(cfg, num_gpus=1)
+    predictor = Predictor(cfg, args.checkpoint, network=args.network, min_confidence=args.min_confidence)
+    metadata = Metadata(stuff_classes=predictor.class_names, stuff_colors=predictor.class_colors)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "classes.txt").write_text("\n".join(predictor.class_names) + "\n")
+
+    pixels = np.zeros(256, dtype=np.int64)
+    confidence_sums = np.zeros(256)
+    seconds = 0.0
+    for name, path in tqdm(images.items(), "Images", disable=None):
+        image = read_image(str(path), "RGB")
+        start = time.perf_counter()
+        prediction = predictor(image)
+        seconds += time.perf_counter() - start
+        labels = prediction.label_map
+        pixels += np.bincount(labels.ravel(), minlength=256)
+        confidence_sums += np.bincount(labels.ravel(), weights=prediction.confidence.ravel(), minlength=256)
+        target = args.output / "labels" / f"{name}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        palette_image(labels, predictor.class_colors).save(target)
+        if args.overlays:
+            scale = max(1.0, _LEGIBLE / min(labels.shape))
+            drawn = Visualizer(image, metadata, scale=scale).draw_sem_seg(labels, alpha=0.5).get_image()
+            target = args.output / "overlays" / f"{name}.jpg"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(drawn).save(target)
+
+    rows = [
+        (name, f"{pixels[k] / pixels.sum():.1%}", f"{confidence_sums[k] / pixels[k]:.2f}" if pixels[k] else "")
+        for k, name in [*enumerate(predictor.class_names), (255, "unsure (255)")]
+        if k < 255 or args.min_confidence > 0
+    ]
+    print(tabulate(rows, headers=("class", "share of pixels", "mean confidence"), tablefmt="github"))
+    print(f"{len(images)} images, {seconds / len(images):.2f} s each on {cfg.MODEL.DEVICE}; written to {args.output}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="+", type=Path, help="image files, and folders of images")
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--overlays", action="store_true", help="pictures of the classes over the image, too")
+    parser.add_argument("--network", choices=("teacher", "student"), default="teacher")
+    parser.add_argument("--min-confidence", type=float, default=0.0, help="pixels below it, in [0, 1], become 255")
+    parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for the config")
+    args = parser.parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
