@@ -15,7 +15,7 @@ import train_net
 from rc2l.engine import launch as launching
 from rc2l.engine.launch import first_host, process_environment, was_restarted
 from rc2l.engine.run import argument_parser
-from rc2l.engine.signals import EXIT_STOPPED, forwarded_to_children
+from rc2l.engine.signals import EXIT_STOPPED, STOP_SIGNALS
 from tests.processes import run_processes, start_processes, torchrun
 from tests.shared_data import REPO
 from tests.test_train_net import TINY, datasets, datasets_folder  # noqa: F401  two are fixtures
@@ -120,6 +120,7 @@ def wait_for_signal(rank: int, folder: str) -> None:
 
 def test_the_parent_of_spawned_processes_hands_signals_on_and_takes_their_status(tmp_path, monkeypatch):
     """detectron2's launcher needs GPUs; what it does around torch's spawn is replaced here."""
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
 
     def fake(main, *_):
         context = start_processes(wait_for_signal, 2, str(tmp_path))
@@ -135,6 +136,4 @@ def test_the_parent_of_spawned_processes_hands_signals_on_and_takes_their_status
     with pytest.raises(SystemExit) as stop:
         launching.launch(lambda args: {}, arguments)
     assert stop.value.code == EXIT_STOPPED
-    with forwarded_to_children():
-        pass
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
