@@ -7,7 +7,10 @@ official MaskFormer, so that its YAML files merge unchanged.
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
+from rc2l.ranges import add_config_nodes, config_node, declare, flag, integer, number, one_of
 
+
+@config_node
 def add_mask_former_config(cfg: CfgNode) -> None:
     """Add the keys that official MaskFormer YAML files use, with the official defaults."""
     # Which mapper a YAML asks for; RC2L has one, for semantic segmentation, and refuses instance or panoptic ones.
@@ -68,6 +71,7 @@ def add_mask_former_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "BasePixelDecoder"
 
 
+@config_node
 def add_semi_config(cfg: CfgNode) -> None:
     """Add the keys of semi-supervised training: streams, views, teacher, pseudo labels, losses."""
     # Datasets that are only a source of unlabelled images. The unlabelled stream is these and the images of
@@ -133,12 +137,23 @@ def add_semi_config(cfg: CfgNode) -> None:
     cfg.SEMI.MIXING.AREA = [0.2, 0.5]
     # Range of the box's height/width ratio relative to the image's.
     cfg.SEMI.MIXING.ASPECT_RATIO = [0.5, 2.0]
+    # Boxes of cutmix and cutout. free: as MIXING.AREA and MIXING.ASPECT_RATIO say. half: half of the image's area, the
+    # width drawn evenly from more than half of the image's to all of it, as ReCo's baselines have it.
+    cfg.SEMI.MIXING.BOX = "free"
 
+
+@config_node
+def add_consistency_config(cfg: CfgNode) -> None:
+    """Add the keys of matched-mask consistency."""
     cfg.CONSISTENCY = CfgNode()
     # Matched-mask consistency: weights of focal and dice between matched student masks and pseudo masks.
     cfg.CONSISTENCY.FOCAL_WEIGHT = 20.0
     cfg.CONSISTENCY.DICE_WEIGHT = 1.0
 
+
+@config_node
+def add_rc2l_losses_config(cfg: CfgNode) -> None:
+    """Add the keys of region contrast and consistency."""
     cfg.RC2L = CfgNode()
     # beta_1 (RCC, eq. 9), beta_2 (SMC, eq. 10: on its focal part, its dice part has a key of its own), beta_3 (RMC,
     # eq. 5) and beta_4 (RFC, eq. 8) of RC2L eq. 2; 0 leaves a term out, which gives the rows of table 3.
@@ -162,12 +177,9 @@ def add_semi_config(cfg: CfgNode) -> None:
     cfg.RC2L.UNION = "sum"
 
 
-def add_reco_config(cfg: CfgNode) -> None:
-    """Add the keys of the pixel family: ReCo, self-training, S4GAN."""
-    # Boxes of cutmix and cutout. free: as MIXING.AREA and MIXING.ASPECT_RATIO say. half: half of the image's area, the
-    # width drawn evenly from more than half of the image's to all of it, as ReCo's baselines have it.
-    cfg.SEMI.MIXING.BOX = "free"
-
+@config_node
+def add_self_training_config(cfg: CfgNode) -> None:
+    """Add the keys of self-training."""
     cfg.SELF_TRAINING = CfgNode()
     # delta_s of ReCo eq. 5, in [0, 1]: the loss of an image is weighted by the share of its pixels at least so
     # confident.
@@ -176,6 +188,10 @@ def add_reco_config(cfg: CfgNode) -> None:
     # entropy of the teacher: at the first and at the last iteration, linear between. DGCL: [0.8, 1.0].
     cfg.SELF_TRAINING.KEPT_SHARE = [1.0, 1.0]
 
+
+@config_node
+def add_s4gan_config(cfg: CfgNode) -> None:
+    """Add the keys of S4GAN."""
     cfg.S4GAN = CfgNode()
     # Weights of feature matching and of self-training on predictions that the discriminator trusts (S4GAN: 0.1, 1).
     cfg.S4GAN.FEATURE_MATCHING_WEIGHT = 0.1
@@ -187,6 +203,22 @@ def add_reco_config(cfg: CfgNode) -> None:
     # Channels of the discriminator's first convolution; the fourth has eight times as many.
     cfg.S4GAN.DISCRIMINATOR_WIDTH = 64
 
+
+declare(
+    "S4GAN",
+    {
+        "FEATURE_MATCHING_WEIGHT": number(at_least=0),
+        "SELF_TRAINING_WEIGHT": number(at_least=0),
+        "SCORE_THRESHOLD": number(at_least=0, at_most=1),
+        "DISCRIMINATOR_LR": number(at_least=0),
+        "DISCRIMINATOR_WIDTH": integer(at_least=1),
+    },
+)
+
+
+@config_node
+def add_reco_config(cfg: CfgNode) -> None:
+    """Add the keys of ReCo."""
     cfg.RECO = CfgNode()
     # Add the ReCo loss on a projection head, which exists in training only, to the method that SEMI.METHOD names.
     cfg.RECO.ENABLED = False
@@ -221,6 +253,28 @@ def add_reco_config(cfg: CfgNode) -> None:
     cfg.RECO.ADDED_PER_CLASS = 128
 
 
+declare(
+    "RECO",
+    {
+        "ENABLED": flag(),
+        "WEIGHT": number(at_least=0),
+        "DIM": integer(at_least=1),
+        "NUM_QUERIES": integer(at_least=1),
+        "NUM_KEYS": integer(at_least=1),
+        "TEMPERATURE": number(above=0),
+        "RELATION_TEMPERATURE": number(above=0),
+        "HARD_THRESHOLD": number(at_least=0, at_most=1),
+        "PSEUDO_THRESHOLD": number(at_least=0, at_most=1),
+        "QUERIES": one_of("active", "random", "easy"),
+        "KEYS": one_of("active", "random"),
+        "KEY_SETS": one_of("class", "query"),
+        "MEMORY_PER_CLASS": integer(at_least=0),
+        "ADDED_PER_CLASS": integer(at_least=1),
+    },
+)
+
+
+@config_node
 def add_dgcl_config(cfg: CfgNode) -> None:
     """Add the keys of DGCL, density-guided contrast."""
     cfg.DGCL = CfgNode()
@@ -267,6 +321,7 @@ def add_dgcl_config(cfg: CfgNode) -> None:
     cfg.DGCL.REFRESHED_PER_CLASS = 64
 
 
+@config_node
 def add_label_config(cfg: CfgNode) -> None:
     """Add the keys of published splits, partial labels, and the sizes and colors of each view."""
     # A text file with the labeled images, one a line (id, file name, path, or image and label path), or a folder with
@@ -315,6 +370,7 @@ def add_label_config(cfg: CfgNode) -> None:
     cfg.INPUT.WEAK.BLUR_SIGMA = [0.1, 2.0]
 
 
+@config_node
 def add_custom_dataset_config(cfg: CfgNode) -> None:
     """Add the key of datasets that a user describes."""
     # Path of a dataset YAML file (next to the config file, or in the working directory), or a list of such paths and
@@ -322,6 +378,7 @@ def add_custom_dataset_config(cfg: CfgNode) -> None:
     cfg.DATASETS.CUSTOM = None
 
 
+@config_node
 def add_run_config(cfg: CfgNode) -> None:
     """Add the keys of what happens when a run goes wrong."""
     # Steps of a run with a non-finite loss that are left out instead of stopping it, 0 or more; read only under fp16.
@@ -335,21 +392,15 @@ def add_run_config(cfg: CfgNode) -> None:
     cfg.SEMI.COLLAPSE.MIN_KEPT_SHARE = 0.01
     # ... for this many iterations.
     cfg.SEMI.COLLAPSE.PATIENCE = 200
+    # Evaluate on the first so many images of each test set; 0: all of them.
+    cfg.TEST.MAX_IMAGES = 0
 
 
 def add_rc2l_config(cfg: CfgNode) -> None:
-    """Add all keys of the project to a detectron2 config, in place."""
+    """Add all keys of the project, and of modules imported so far, to a detectron2 config, in place."""
     add_deeplab_config(cfg)
     # DeepLab's default stem and multi-grid are not MaskFormer's: detectron2's ResNet ignores them, so no key is lost.
-    add_mask_former_config(cfg)
-    add_semi_config(cfg)
-    add_reco_config(cfg)
-    add_dgcl_config(cfg)
-    add_custom_dataset_config(cfg)
-    add_label_config(cfg)
-    add_run_config(cfg)
-    # Evaluate on the first so many images of each test set; 0: all of them.
-    cfg.TEST.MAX_IMAGES = 0
+    add_config_nodes(cfg)
 
 
 def get_rc2l_cfg() -> CfgNode:

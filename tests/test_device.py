@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rc2l.data.loader import build_train_loader
 from rc2l.data.splits import build_split
 from rc2l.engine import trainer as trainer_module
-from rc2l.engine.run import load_config
+from rc2l.engine.config_file import load_config
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from rc2l.modeling import matcher
 from rc2l.semi import teacher

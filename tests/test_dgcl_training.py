@@ -10,7 +10,8 @@ from detectron2.modeling import build_model
 
 import train_net
 from rc2l.data.datasets.shapes import generate_shapes
-from rc2l.engine.run import argument_parser, load_config
+from rc2l.engine.config_file import load_config
+from rc2l.engine.run import argument_parser
 from rc2l.modeling.outputs import SegmentationOutput
 from rc2l.modeling.projection import ProjectionHeads, TrainingNetwork, build_projection
 from rc2l.semi.memory_bank import MemoryBank, build_memory_bank

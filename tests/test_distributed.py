@@ -9,8 +9,8 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from rc2l.engine.config_file import load_config
 from rc2l.engine.launch import average_over_processes
-from rc2l.engine.run import load_config
 from rc2l.semi.methods import Method
 from rc2l.semi.strong_views import StrongViews
 from tests.shared_data import REPO

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rc2l.data.splits import build_split
+from rc2l.engine.config_file import load_config
 from rc2l.engine.divergence import CollapseWatch
-from rc2l.engine.run import load_config
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from tests.shared_data import REPO
 from tests.test_train_net import TINY, datasets, datasets_folder, run  # noqa: F401  the first two are fixtures

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 import train_net
 from rc2l.data.datasets.shapes import generate_shapes
-from rc2l.engine.run import argument_parser, load_config
+from rc2l.engine.config_file import load_config
+from rc2l.engine.run import argument_parser
 from rc2l.modeling import MaskFormer, PerPixelSegmentor
 from rc2l.modeling.projection import TrainingNetwork, build_projection
 from rc2l.semi.methods import Method

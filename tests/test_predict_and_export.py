@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from rc2l.data.reading import read_image, read_label
-from rc2l.engine.run import load_config
+from rc2l.engine.config_file import load_config
 from rc2l.evaluation.confusion import confusion_matrix, scores_from_confusion
 from rc2l.inference import Predictor
 from tests.test_train_net import TINY, datasets, datasets_folder, run  # noqa: F401  two are fixtures

@@ -17,8 +17,9 @@ from torch import distributed as dist
 import train_net
 from rc2l.data.loader import TrainingBatch
 from rc2l.data.splits import build_split
+from rc2l.engine.config_file import load_config
 from rc2l.engine.launch import broadcast_buffers
-from rc2l.engine.run import argument_parser, load_config
+from rc2l.engine.run import argument_parser
 from rc2l.engine.signals import Agreement
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from rc2l.semi.pseudo_label import PseudoLabels

@@ -33,8 +33,8 @@ from tabulate import tabulate
 from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.data.loader import TrainingBatch, build_train_loader
 from rc2l.data.splits import build_split
+from rc2l.engine.config_file import load_config
 from rc2l.engine.launch import resolve_device
-from rc2l.engine.run import load_config
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from rc2l.losses import region
 from rc2l.semi import region_losses

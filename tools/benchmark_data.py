@@ -34,7 +34,7 @@ from rc2l.data.transforms import (
     build_strong_augmentations,
     build_weak_augmentations,
 )
-from rc2l.engine.run import load_config
+from rc2l.engine.config_file import load_config
 
 _DATASET = "benchmark_sem_seg_train"
 _NUM_CLASSES = 19

@@ -13,7 +13,7 @@ import sys
 from rc2l.data.audit import DatasetReport, audit_dataset, compare_datasets, unmatched_labels
 from rc2l.data.datasets import register_dataset_file
 from rc2l.data.errors import DatasetError
-from rc2l.engine.run import load_config
+from rc2l.engine.config_file import load_config
 
 #: Lines of problems of one dataset that are printed.
 _SHOWN = 20

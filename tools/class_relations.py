@@ -36,8 +36,8 @@ from torch import Tensor, nn
 
 from rc2l.data.loader import build_test_loader
 from rc2l.data.reading import IGNORE
+from rc2l.engine.config_file import load_config
 from rc2l.engine.launch import resolve_device
-from rc2l.engine.run import load_config
 from rc2l.evaluation.clusters import CLUSTER_SCORES, PixelSample, cluster_scores
 from rc2l.losses.reco import class_relations
 from rc2l.losses.regions import sample_nearest

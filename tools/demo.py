@@ -30,7 +30,7 @@ from tabulate import tabulate
 from rc2l.data.datasets.location import datasets_root
 from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.data.loader import build_test_loader
-from rc2l.engine.run import load_config
+from rc2l.engine.config_file import load_config
 from rc2l.modeling.weights import load_weights
 from rc2l.visualization.panels import colorize, save_panel
 

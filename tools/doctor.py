@@ -140,8 +140,8 @@ def self_test() -> Iterator[Finding]:
     """One training step on made-up images."""
     from rc2l.data.datasets.shapes import generate_shapes
     from rc2l.data.splits import build_split
+    from rc2l.engine.config_file import load_config
     from rc2l.engine.launch import resolve_device
-    from rc2l.engine.run import load_config
     from rc2l.engine.trainer import SemiSupervisedTrainer
 
     config = Path(__file__).resolve().parent.parent / "configs/shapes/rc2l.yaml"
@@ -175,7 +175,7 @@ def main() -> int:
         print(finding)
     if all(finding.level != PROBLEM for finding in findings):
         if args.config_file:
-            from rc2l.engine.run import load_config
+            from rc2l.engine.config_file import load_config
 
             try:
                 cfg = load_config(args.config_file, args.overrides)

@@ -29,8 +29,8 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from rc2l.engine.checkpoint_file import write_checkpoint
+from rc2l.engine.config_file import load_config
 from rc2l.engine.launch import resolve_device
-from rc2l.engine.run import load_config
 from rc2l.inference import Predictor
 from rc2l.modeling.segmentor import Segmentor
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from rc2l.data.datasets import load_records
 from rc2l.data.errors import DatasetError
 from rc2l.data.partial_labels import FACTS_FILE, check_options, label_path, read_record_label
-from rc2l.engine.run import load_config
+from rc2l.engine.config_file import load_config
 from rc2l.visualization.label_images import colors_of, palette_image
 
 

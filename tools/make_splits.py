@@ -26,7 +26,7 @@ from rc2l.data.datasets.location import datasets_root
 from rc2l.data.errors import DatasetError
 from rc2l.data.split_lists import LABELED_FILE, SPLIT_FILE, write_lists
 from rc2l.data.splits import Split, build_split
-from rc2l.engine.run import load_config
+from rc2l.engine.config_file import load_config
 
 #: Options that stand for one config key each.
 _KEYS = {

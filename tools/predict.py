@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from rc2l.data.datasets.folder import IMAGE_SUFFIXES
 from rc2l.data.reading import read_image, read_image_size
+from rc2l.engine.config_file import load_config
 from rc2l.engine.launch import resolve_device
-from rc2l.engine.run import load_config
 from rc2l.inference import Predictor
 from rc2l.visualization.label_images import palette_image
 

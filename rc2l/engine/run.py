@@ -1,9 +1,7 @@
 """From command-line arguments to a finished run: config, checks, training or evaluation."""
 
 import argparse
-import difflib
 import logging
-import os
 import shutil
 from pathlib import Path
 
@@ -16,10 +14,10 @@ from detectron2.utils.logger import setup_logger
 import rc2l.modeling  # noqa: F401  registers the architectures
 from rc2l.config import get_rc2l_cfg
 from rc2l.data.check import check_data
-from rc2l.data.datasets import register_custom_datasets
 from rc2l.data.loader import build_test_loader
 from rc2l.data.splits import build_split, log_split
 from rc2l.engine.checkpoint import set_aside
+from rc2l.engine.config_file import check_config, load_config
 from rc2l.engine.launch import raise_together, resolve_device, use_deterministic_kernels, was_restarted
 from rc2l.engine.optimizer import amp_dtype
 from rc2l.engine.trainer import SemiSupervisedTrainer
@@ -39,45 +37,6 @@ def argument_parser(epilog: str) -> argparse.ArgumentParser:
         help="a few iterations of everything: train, evaluate on a few images, write a checkpoint",
     )
     return parser
-
-
-def load_config(config_file: str, overrides: list[str]) -> CfgNode:
-    """The config of a YAML file with ``KEY VALUE`` overrides; the datasets of DATASETS.CUSTOM are registered.
-
-    Raises:
-        ValueError: an unknown key, a value of the wrong type, an override that is an option, a wrong dataset file.
-        FileNotFoundError: no such file.
-    """
-    options = [item for item in overrides if item.startswith("--")]
-    if options:
-        raise ValueError(f"{options[0]} stands among the config overrides: put it before the first KEY VALUE pair")
-    if len(overrides) % 2:
-        raise ValueError(f"config overrides are KEY VALUE pairs, but there are {len(overrides)} words: {overrides}")
-    cfg = get_rc2l_cfg()
-    known = _keys(cfg)
-    if config_file:
-        if not os.path.isfile(config_file):
-            raise FileNotFoundError(f"--config-file {config_file}: no such file (configs/ holds the project's own)")
-        _merge(lambda: cfg.merge_from_file(config_file), known, config_file)
-    _merge(lambda: cfg.merge_from_list(overrides), known, "override")
-    register_custom_datasets(cfg, config_file)
-    return cfg
-
-
-def _keys(node: CfgNode, prefix: str = "") -> list[str]:
-    keys = []
-    for name, value in node.items():
-        keys += _keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [f"{prefix}{name}"]
-    return keys
-
-
-def _merge(merge, known: list[str], source: str) -> None:
-    try:
-        merge()
-    except (KeyError, AssertionError, ValueError) as error:
-        message = " ".join(str(error.args[0] if error.args else error).split())
-        close = difflib.get_close_matches(message.rsplit(" ", 1)[-1], known, n=1)
-        raise ValueError(f"{source}: {message}" + (f" (did you mean {close[0]}?)" if close else "")) from error
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -103,6 +62,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         if comm.is_main_process() and not (args.resume or args.eval_only):
             shutil.rmtree(cfg.OUTPUT_DIR, ignore_errors=True)  # the last one's, worth nothing
         comm.synchronize()
+    check_config(cfg)
     Method(cfg)
     amp_dtype(cfg)
     use_deterministic_kernels(cfg.DETERMINISTIC)
