@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data.catalog import Metadata
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
@@ -89,6 +88,9 @@ def run(args: argparse.Namespace) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         palette_image(labels, predictor.class_colors).save(target)
         if args.overlays:
+            # Imported only here: it brings matplotlib, a second of CPU.
+            from detectron2.utils.visualizer import Visualizer
+
             scale = max(1.0, _LEGIBLE / min(labels.shape))
             drawn = Visualizer(image, metadata, scale=scale).draw_sem_seg(labels, alpha=0.5).get_image()
             target = args.output / "overlays" / f"{name}.jpg"

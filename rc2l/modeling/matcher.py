@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from rc2l.losses.mask import FOCAL_ALPHA, FOCAL_GAMMA
@@ -106,6 +105,8 @@ class HungarianMatcher:
 
 
 def _assign(cost: np.ndarray, present: np.ndarray, device: torch.device) -> Matches:
+    from scipy.optimize import linear_sum_assignment  # imported here: half a second that predictions need not pay
+
     slots = [np.flatnonzero(image) for image in present]
     triples, sizes = [], []
     for layer in cost:

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 Color = Sequence[int]
 
@@ -74,6 +71,11 @@ def save_panel(
     Raises:
         ValueError: no row, a row of another length than the titles, or names and colors of different number.
     """
+    # Imported where pictures are drawn: matplotlib takes a second, which every start would pay.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     if not rows or any(len(row) != len(column_titles) for row in rows):
         raise ValueError(
             f"panel has rows of {[len(row) for row in rows]} images for {len(column_titles)} column titles"

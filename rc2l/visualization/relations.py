@@ -1,16 +1,30 @@
-"""Class relation graphs as pictures: the pairwise matrix and the dendrogram of ReCo section 5."""
+"""Class relation graphs as pictures: the pairwise matrix and the dendrogram of ReCo section 5.
+
+matplotlib and scipy.cluster are imported where they are used: they take two seconds, which every start would pay.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from scipy.cluster.hierarchy import dendrogram, linkage
-from scipy.spatial.distance import squareform
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _DPI = 100
 _CELL = 0.28  # inches for each class
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def relation_figure(relations: np.ndarray, class_names: Sequence[str], title: str = "") -> Figure:
@@ -23,8 +37,7 @@ def relation_figure(relations: np.ndarray, class_names: Sequence[str], title: st
     """
     relations = np.where(np.eye(len(relations), dtype=bool), np.nan, relations)
     side = 2.5 + _CELL * len(class_names)
-    figure = Figure(figsize=(side + 1, side), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(side + 1, side)
     axes = figure.add_subplot()
     picture = axes.imshow(np.ma.masked_invalid(relations), cmap="viridis")
     axes.set_xticks(range(len(class_names)), class_names, rotation=90)
@@ -50,6 +63,9 @@ def class_linkage(relations: np.ndarray) -> np.ndarray:
     Returns:
         (K-1, 4) as :func:`scipy.cluster.hierarchy.linkage`.
     """
+    from scipy.cluster.hierarchy import linkage
+    from scipy.spatial.distance import squareform
+
     distance = np.clip(1 - (relations + relations.T) / 2, 0, None)
     np.fill_diagonal(distance, 0)
     return linkage(squareform(distance, checks=False), method="average", optimal_ordering=True)
@@ -57,8 +73,9 @@ def class_linkage(relations: np.ndarray) -> np.ndarray:
 
 def dendrogram_figure(relations: np.ndarray, class_names: Sequence[str], title: str = "") -> Figure:
     """The dendrogram of :func:`class_linkage`; arguments as there."""
-    figure = Figure(figsize=(6, 1.5 + _CELL * len(class_names)), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    from scipy.cluster.hierarchy import dendrogram
+
+    figure = _figure(6, 1.5 + _CELL * len(class_names))
     axes = figure.add_subplot()
     dendrogram(class_linkage(relations), labels=list(class_names), orientation="right", ax=axes, color_threshold=0)
     axes.set_xlabel("1 - cosine similarity")
