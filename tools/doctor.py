@@ -22,8 +22,8 @@ from unittest import mock
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 #: name -> oldest version that is known to work; detectron2 is looked at by itself.
 PACKAGES = {
-    "torch": (2, 4),
-    "torchvision": (0, 19),
+    "torch": (2, 6),
+    "torchvision": (0, 21),
     "numpy": (2, 0),
     "scipy": (1, 11),
     "opencv-python-headless": (4, 9),

@@ -15,15 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from rc2l.config import get_rc2l_cfg
 from rc2l.data.datasets import register_custom_datasets
 from rc2l.data.loader import TrainingBatch
 from rc2l.engine.checkpoint_file import DamagedCheckpointError, read_checkpoint
+from rc2l.engine.config_file import merge_yaml
 from rc2l.engine.launch import resolve_device
 from rc2l.engine.trainer import SemiSupervisedTrainer
+from rc2l.yaml_file import parse_yaml_mapping
 
 
 def rebuild(dump: dict, num_gpus: int = 1) -> tuple[SemiSupervisedTrainer, TrainingBatch]:
@@ -36,7 +37,7 @@ def rebuild(dump: dict, num_gpus: int = 1) -> tuple[SemiSupervisedTrainer, Train
     if missing:
         raise DamagedCheckpointError(f"this is no dump of a step: it lacks {', '.join(missing)}")
     cfg = get_rc2l_cfg()
-    cfg.merge_from_other_cfg(CfgNode.load_cfg(dump["config"]))
+    merge_yaml(cfg, parse_yaml_mapping(dump["config"], "the dump's config"), "the dump's config")
     cfg.MODEL.WEIGHTS = ""
     resolve_device(cfg, num_gpus)
     register_custom_datasets(cfg)
@@ -98,7 +99,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         return 0 if replay(args.dump, args.num_gpus) else 1
-    except DamagedCheckpointError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

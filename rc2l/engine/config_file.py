@@ -2,12 +2,14 @@
 
 import difflib
 import os
+from pathlib import Path
 
 from detectron2.config import CfgNode
 
 from rc2l.config import get_rc2l_cfg
 from rc2l.data.datasets import register_custom_datasets
 from rc2l.ranges import check_ranges, flatten
+from rc2l.yaml_file import read_yaml_with_bases
 
 
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
@@ -24,12 +26,11 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     if len(overrides) % 2:
         raise ValueError(f"config overrides are KEY VALUE pairs, but there are {len(overrides)} words: {overrides}")
     cfg = get_rc2l_cfg()
-    known = [key for key, _ in flatten(cfg)]
     if config_file:
         if not os.path.isfile(config_file):
             raise FileNotFoundError(f"--config-file {config_file}: no such file (configs/ holds the project's own)")
-        _merge(lambda: cfg.merge_from_file(config_file), known, config_file)
-    _merge(lambda: cfg.merge_from_list(overrides), known, "override")
+        merge_yaml(cfg, read_yaml_with_bases(Path(config_file)), config_file)
+    _merge(lambda: cfg.merge_from_list(_floats(cfg, overrides)), cfg, "override")
     check_config(cfg)
     register_custom_datasets(cfg, config_file)
     return cfg
@@ -44,10 +45,48 @@ def check_config(cfg: CfgNode) -> None:
     check_ranges(cfg)
 
 
-def _merge(merge, known: list[str], source: str) -> None:
+def merge_yaml(cfg: CfgNode, content: dict, source: str) -> None:
+    """Merge what a YAML file or the config of a dump holds, in place; unlike detectron2's, it never runs code.
+
+    Raises:
+        ValueError: an unknown key, a value of the wrong type, or a version other than detectron2's 2.
+    """
+    if content.get("VERSION", 2) != 2:
+        raise ValueError(f"{source}: VERSION is {content['VERSION']!r}; only version 2 of detectron2's keys is read")
+    _merge(lambda: cfg.merge_from_other_cfg(CfgNode(_with_floats(cfg, content))), cfg, source)
+
+
+def _with_floats(node: CfgNode, content: dict) -> dict:
+    """Whole numbers where a key holds other numbers: ``WEIGHT: 1`` is no mistake."""
+    given = {}
+    for name, value in content.items():
+        own = node.get(name)
+        if isinstance(own, CfgNode) and isinstance(value, dict):
+            value = _with_floats(own, value)
+        elif isinstance(own, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        given[name] = value
+    return given
+
+
+def _floats(cfg: CfgNode, overrides: list[str]) -> list[str]:
+    """The same for overrides."""
+    values = dict(flatten(cfg))
+    return [
+        f"{word}.0" if place % 2 and isinstance(values.get(overrides[place - 1]), float) and _is_whole(word) else word
+        for place, word in enumerate(overrides)
+    ]
+
+
+def _is_whole(word: object) -> bool:
+    return str(word).lstrip("+-").isdecimal()
+
+
+def _merge(merge, cfg: CfgNode, source: str) -> None:
+    known = [key for key, _ in flatten(cfg)]
     try:
         merge()
-    except (KeyError, AssertionError, ValueError) as error:
+    except (KeyError, AssertionError, ValueError, AttributeError, TypeError) as error:
         message = " ".join(str(error.args[0] if error.args else error).split())
         close = difflib.get_close_matches(message.rsplit(" ", 1)[-1], known, n=1)
         raise ValueError(f"{source}: {message}" + (f" (did you mean {close[0]}?)" if close else "")) from error

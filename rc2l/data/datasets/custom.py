@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rc2l.data.datasets.description import Description, describe
 from rc2l.data.datasets.folder import load_subset
 from rc2l.data.errors import DatasetError
+from rc2l.yaml_file import YamlError, read_yaml
 
 #: What was registered here, by dataset name; only these may be registered anew.
 _DESCRIPTIONS: dict[str, Description] = {}
@@ -54,13 +54,12 @@ def register_dataset_file(path: str | Path) -> tuple[str, ...]:
 
 
 def _read_file(path: Path) -> list[Description]:
+    if not path.exists():
+        raise DatasetError(f"{path}: there is no such file; name a dataset YAML file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path}: there is no such file; name a dataset YAML file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"{path}: this is no YAML file ({reason}); correct it") from error
+        content = read_yaml(path)
+    except YamlError as error:
+        raise DatasetError(str(error)) from error
     return [describe(item, str(path), path.parent) for item in (content if isinstance(content, list) else [content])]
 
 
