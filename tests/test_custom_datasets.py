@@ -22,6 +22,7 @@ from rc2l.data.datasets import (
     register_dataset_file,
     register_semantic_dataset,
 )
+from rc2l.data.datasets.image_ids import validation_ids
 from rc2l.data.reading import read_label
 from rc2l.engine.run import argument_parser
 from tests.custom_data import (
@@ -67,7 +68,7 @@ def test_a_folder_of_images_and_labels(tmp_path):
     assert register(tmp_path, images="images", labels="labels") == ("my_sem_seg_train",)
     metadata = MetadataCatalog.get("my_sem_seg_train")
     assert metadata.stuff_classes == CLASSES and len(metadata.stuff_colors) == 3 and metadata.ignore_label == 255
-    assert ids_of("train") == [f"images/{i:02d}" for i in range(5)]
+    assert ids_of("train") == [f"{i:02d}" for i in range(5)]
     for index, label in enumerate(labels_of("my_sem_seg_train")):
         assert np.array_equal(label, paint_label(index, 3, SIZE))
 
@@ -92,10 +93,47 @@ def test_val_fraction_parts_the_labeled_images(tmp_path):
         (tmp_path / f"labels/{index:02d}.png").unlink()
     register(tmp_path, images="images", labels="labels", val_fraction=0.25)
     train, val = ids_of("train"), ids_of("val")
-    assert len(val) == 2 and len(train) == 8 and not set(train) & set(val)
-    assert {"images/02", "images/07"} <= set(train)
+    # SHA-256 of "val:<id>" as a share of its range: 0.05 of 00, 0.06 of 09; 0.11 of 02 and 0.05 of 07, without labels.
+    assert val == ["00", "09"] and len(train) == 8 and not set(train) & set(val)
     save_image(paint_image(paint_label(0, 3, SIZE), 0), tmp_path / "images/new.jpg")
     assert ids_of("val") == val
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.6])
+def test_validation_images_stay_when_images_and_labels_are_added(tmp_path, fraction):
+    write_folder(tmp_path, 40)
+    labels = sorted((tmp_path / "labels").iterdir())
+    for path in labels[12:]:
+        path.rename(path.with_suffix(".later"))
+    register(tmp_path, images="images", labels="labels", val_fraction=fraction)
+    validated, trained = set(ids_of("val")), {r["image_id"] for r in load_records("my_sem_seg_train") if len(r) == 4}
+    assert len(validated) + len(trained) == 12
+    for path in labels[12:]:
+        path.with_suffix(".later").rename(path)
+    assert validated < set(ids_of("val")) and trained < set(ids_of("train"))
+
+
+def test_a_split_into_two_leaves_neither_part_empty(caplog):
+    ids = ["00", "01", "02"]  # hashes 0.05, 0.75, 0.11
+    assert validation_ids(ids, 0.04, "my") == {"00"}
+    assert "takes none of 3 images by their hashes, so '00' validates" in caplog.text
+    assert validation_ids(ids, 0.8, "my") == {"00", "02"}
+    assert "takes all of 3 images by their hashes, so '01' trains" in caplog.text
+    caplog.clear()
+    assert validation_ids(ids, 0.1, "my") == {"00"} and not caplog.text
+
+
+def test_ids_of_a_labelme_folder_do_not_depend_on_the_place_of_its_description(tmp_path):
+    export = tmp_path / "data/export"
+    write_folder(export, 12, "JPEGImages", "SegmentationClass")
+    (export / "class_names.txt").write_text("\n".join(CLASSES))
+    (tmp_path / "project").mkdir()
+    found = []
+    for place, folder in ((tmp_path / "data", "export"), (export, "."), (tmp_path / "project", str(export))):
+        (place / "my.yaml").write_text(yaml.safe_dump({"name": "my", "labelme": folder, "val_fraction": 0.3}))
+        register_dataset_file(place / "my.yaml")
+        found.append((ids_of("train"), ids_of("val")))
+    assert found[0] == found[1] == found[2] and sorted([*found[0][0], *found[0][1]]) == [f"{i:02d}" for i in range(12)]
 
 
 def test_images_without_labels_are_unlabeled_and_counted(tmp_path, caplog):
@@ -123,7 +161,7 @@ def test_lists_of_ids_and_paths(tmp_path, line):
     for subset, members in (("train", (4, 0, 1)), ("val", (2, 5))):
         (tmp_path / f"{subset}.txt").write_text("\n".join(line.format(i=i) for i in members))
     register(tmp_path, images="images", labels="labels", train="train.txt", val="val.txt")
-    assert ids_of("train") == ["images/04", "images/00", "images/01"] and ids_of("val") == ["images/02", "images/05"]
+    assert ids_of("train") == ["04", "00", "01"] and ids_of("val") == ["02", "05"]
     assert np.array_equal(labels_of("my_sem_seg_val")[1], paint_label(5, 3, SIZE))
 
 
@@ -143,7 +181,7 @@ def test_val_alone_leaves_the_rest_for_training(tmp_path):
     write_folder(tmp_path, 5)
     (tmp_path / "val.txt").write_text("01\n03\n")
     register(tmp_path, images="images", labels="labels", val="val.txt")
-    assert ids_of("train") == ["images/00", "images/02", "images/04"]
+    assert ids_of("train") == ["00", "02", "04"]
 
 
 def test_folders_of_train_and_val_with_equal_names_are_different_images(tmp_path):
@@ -151,7 +189,7 @@ def test_folders_of_train_and_val_with_equal_names_are_different_images(tmp_path
         write_folder(tmp_path / subset, 2)
     sources = {s: {"images": f"{s}/images", "labels": f"{s}/labels"} for s in ("train", "val")}
     register(tmp_path, **sources)
-    assert ids_of("train") == ["train/images/00", "train/images/01"] and not set(ids_of("train")) & set(ids_of("val"))
+    assert ids_of("train") == ["00", "01"] and ids_of("val") == ["val/images/00", "val/images/01"]
 
 
 def test_cityscapes_like_names_patterns_and_subfolders(tmp_path):
@@ -161,7 +199,7 @@ def test_cityscapes_like_names_patterns_and_subfolders(tmp_path):
         save_image(paint_image(label, 0), tmp_path / f"left/{city}/1_right.png")
         save_gray_png(label, tmp_path / f"gt/{city}/1_gt.png")
     register(tmp_path, images="left/*/*.png", labels="gt", image_suffix="_left", label_suffix="_gt")
-    assert ids_of("train") == ["left/aachen/1_left", "left/bonn/1_left"]
+    assert ids_of("train") == ["aachen/1_left", "bonn/1_left"]
     assert np.array_equal(labels_of("my_sem_seg_train")[1], paint_label(1, 3, SIZE))
 
 
@@ -172,13 +210,13 @@ def test_images_and_labels_in_one_folder(tmp_path):
     for path in (tmp_path / "data").glob("*.png"):
         path.rename(path.with_name(f"{path.stem}_mask.png"))
     register(tmp_path, images="data", labels="data", label_suffix="_mask")
-    assert ids_of("train") == ["data/00", "data/01"] and len(labels_of("my_sem_seg_train")) == 2
+    assert ids_of("train") == ["00", "01"] and len(labels_of("my_sem_seg_train")) == 2
 
 
 def test_labels_inside_the_image_folder_are_no_images(tmp_path):
     write_folder(tmp_path, 2, "data", "data/labels")
     register(tmp_path, images="data", labels="data/labels")
-    assert ids_of("train") == ["data/00", "data/01"]
+    assert ids_of("train") == ["00", "01"]
 
 
 def test_classes_from_a_file_and_colors_by_name(tmp_path):
@@ -277,7 +315,7 @@ def test_coco_labels_are_drawn_once_and_anew_where_the_file_changes(tmp_path):
     write_coco(tmp_path)
     register_coco(tmp_path, label_cache="cache", val_fraction=0.25)
     drawn = Path(load_records("my_sem_seg_train")[0]["sem_seg_file_name"])
-    assert drawn.parent.parent == tmp_path / "cache" and len(load_records("my_sem_seg_val")) == 2
+    assert drawn.parent.parent == tmp_path / "cache" and len(load_records("my_sem_seg_val")) == 3
     before = drawn.stat().st_mtime_ns
     load_records("my_sem_seg_train")
     assert drawn.stat().st_mtime_ns == before and len(list((tmp_path / "cache").iterdir())) == 1
@@ -320,7 +358,7 @@ def test_coco_files_of_train_and_val_and_a_list(tmp_path):
         (tmp_path / f"{subset}.json").write_text(json.dumps({**part, "categories": content["categories"]}))
     (tmp_path / "some.txt").write_text("03\nimages/00.jpg\n")
     register_coco(tmp_path, coco=None, train={"coco": "train.json", "list": "some.txt"}, val={"coco": "val.json"})
-    assert ids_of("train") == ["images/03", "images/00"] and ids_of("val") == ["images/04", "images/05"]
+    assert ids_of("train") == ["03", "00"] and ids_of("val") == ["04", "05"]
     assert np.array_equal(labels_of("my_sem_seg_train")[0], expected_coco(255, 0, 1))
 
 
@@ -341,7 +379,7 @@ def test_the_python_call(tmp_path):
     names = register_semantic_dataset(
         "my", tmp_path, classes=CLASSES, images="images", labels=tmp_path / "labels", val_fraction=0.5
     )
-    assert names == ("my_sem_seg_train", "my_sem_seg_val") and [len(load_records(name)) for name in names] == [2, 2]
+    assert names == ("my_sem_seg_train", "my_sem_seg_val") and [len(load_records(name)) for name in names] == [1, 3]
 
 
 def test_a_description_can_be_registered_anew(tmp_path):
@@ -400,7 +438,7 @@ def test_the_templates_work_on_a_real_folder(tmp_path):
     names = register_custom_datasets(cfg, tmp_path / "rc2l_r50.yaml")
     assert names == (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     assert len(MetadataCatalog.get(names[0]).stuff_classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    assert [len(labels_of(name)) for name in names] == [4, 1]
+    assert [len(labels_of(name)) for name in names] == [3, 2]
     assert set(np.unique(labels_of(names[1])[0])) == {0, 1}
 
 

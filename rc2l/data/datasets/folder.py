@@ -1,7 +1,6 @@
 """Images and labels of someone's own dataset: folders, glob patterns, list files -> dataset dicts."""
 
 import glob
-import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +9,7 @@ from detectron2.utils.logger import log_first_n
 
 from rc2l.data.datasets.coco import load_coco
 from rc2l.data.datasets.description import Description, Source
+from rc2l.data.datasets.image_ids import image_ids, validation_ids
 from rc2l.data.errors import DatasetError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
@@ -24,7 +24,8 @@ Pair = tuple[Path, Path | None]
 def load_subset(description: Description, subset: str) -> list[dict]:
     """Dataset dicts of "train", "val" or "unlabeled".
 
-    The image id is the path below ``root`` without its suffix, so a split does not depend on where the data lies.
+    The image id is the path below the images' own folder (:func:`~rc2l.data.datasets.image_ids.image_ids`), so a split
+    does not depend on where the data lies.
     Training images without a label file have no ``sem_seg_file_name``: they are unlabeled.
 
     Raises:
@@ -60,10 +61,10 @@ def load_subset(description: Description, subset: str) -> list[dict]:
             name="rc2l",
             key="message",
         )
+    ids = image_ids(description, [image for image, _ in pairs])
     return [
-        {"file_name": str(image), "image_id": _image_id(image, description.root)}
-        | ({} if label is None else {"sem_seg_file_name": str(label)})
-        for image, label in pairs
+        {"file_name": str(image), "image_id": image_id} | ({} if label is None else {"sem_seg_file_name": str(label)})
+        for image_id, (image, label) in zip(ids, pairs, strict=True)
     ]
 
 
@@ -75,24 +76,17 @@ def labels_without_image(description: Description) -> list[Path]:
     return sorted({path for folder in folders for path in _label_index(folder, description).values()} - used)
 
 
-def _image_id(image: Path, root: Path) -> str:
-    return (image.relative_to(root) if image.is_relative_to(root) else image).with_suffix("").as_posix()
-
-
 def _share(description: Description, pairs: list[Pair], subset: str, name: str) -> list[Pair]:
-    """The part of ``pairs`` that is "train" or "val" by ``val_fraction``, drawn by a hash of the image ids."""
+    """The part of ``pairs`` that is "train" or "val" by ``val_fraction``, by the hash of each image id."""
     labeled = [pair for pair in pairs if pair[1] is not None]
     if len(labeled) < 2:
         raise DatasetError(
             f"dataset '{name}': 'val_fraction' needs 2 or more images with labels, but there are {len(labeled)}; label "
             "more of them"
         )
-    count = min(max(round(description.val_fraction * len(labeled)), 1), len(labeled) - 1)
-
-    def order(pair: Pair) -> str:
-        return hashlib.sha256(f"val:{_image_id(pair[0], description.root)}".encode()).hexdigest()
-
-    validation = {image for image, _ in sorted(labeled, key=order)[:count]}
+    ids = image_ids(description, [image for image, _ in labeled])
+    chosen = validation_ids(ids, description.val_fraction, description.name)
+    validation = {image for image_id, (image, _) in zip(ids, labeled, strict=True) if image_id in chosen}
     return [pair for pair in pairs if (pair[0] in validation) == (subset == "val")]
 
 
