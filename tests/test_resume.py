@@ -267,3 +267,56 @@ def test_a_damaged_row_is_dropped_and_told(tmp_path, caplog):
 def test_missing_metrics_are_told(tmp_path, caplog):
     cut_rows(tmp_path / "metrics.json", 19)
     assert "the metrics up to iteration 19 are lost" in caplog.text
+
+
+def shapes(*options: str) -> list[str]:
+    """Evaluations fall on the steps of checkpoints."""
+    return [*options, "SOLVER.MAX_ITER", "9", "SOLVER.CHECKPOINT_PERIOD", "3", "TEST.EVAL_PERIOD", "3"]
+
+
+BEST_KILLS = {
+    "checkpoint written, evaluation to come": Kill(0, "renamed"),
+    "best half written": Kill(0, "writing", 3000, file="model_best.pth"),
+    "best written, step not done": Kill(0, "renamed", file="model_best.pth"),
+    "final written, last evaluation to come": Kill(0, "renamed", file="model_final.pth"),
+}
+
+
+@pytest.mark.parametrize("case", BEST_KILLS)
+def test_best_holds_the_weights_that_got_its_score_whenever_it_was_killed(case, server, tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    server.start(*arguments(straight), *shapes())
+    assert server.wait() == 0
+    server.start(*arguments(killed), *shapes(), kill=BEST_KILLS[case])
+    assert server.wait() == -signal.SIGKILL
+    server.start(*arguments(killed, "--resume"), *shapes())
+    assert server.wait() == 0
+    assert_same_runs(straight, killed)
+    best = torch.load(killed / "model_best.pth", weights_only=True)["trainer"]
+    assert best["iteration"] in {2, 5, 8}  # the steps that are evaluated, not the ones after them
+
+
+def test_a_best_score_without_its_file_is_forgotten(server, tmp_path):
+    server.start(*arguments(tmp_path), *shapes(), kill=Kill(6, "timer", 0))
+    server.wait()
+    (tmp_path / "model_best.pth").unlink()
+    server.start(*arguments(tmp_path, "--resume"), *shapes())
+    assert server.wait() == 0
+    assert (tmp_path / "model_best.pth").exists()
+
+
+def test_rows_are_in_order_of_iterations_and_none_is_past_the_end(straight):
+    assert [row["iteration"] for row in metrics(straight)] == [10, 19, 32, 39, 44]
+
+
+def test_a_resume_one_step_before_a_row_adds_none(tmp_path):
+    """What the clock says is not restored: it would make rows of its own."""
+    overrides = ["SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 5, "TEST.MAX_IMAGES", 1]
+    run("shapes/supervised.yaml", tmp_path / "straight", *overrides)
+    for newest in ("model_0000004.pth", "model_final.pth"):
+        resumed = tmp_path / newest
+        resumed.mkdir()
+        shutil.copy(tmp_path / "straight" / newest, resumed)
+        run("shapes/supervised.yaml", resumed, *overrides, options=("--resume",))
+        rows = [row["iteration"] for row in metrics(tmp_path / "straight")]
+        assert [row["iteration"] for row in metrics(resumed)] == rows == [5]

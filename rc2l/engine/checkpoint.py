@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from detectron2.engine import hooks
 from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
@@ -128,18 +127,6 @@ class RunCheckpointer(Checkpointer):
                 f"{path} does not fit the model and solver of this config (was the config changed since?): "
                 f"{details[:400]}{'...' if len(details) > 400 else ''}"
             ) from error
-
-
-class BestCheckpointHook(hooks.HookBase):
-    """model_best.pth, after the evaluation that found a better teacher has reached the metrics."""
-
-    def after_step(self) -> None:
-        if self.trainer.improved:
-            self.trainer.improved = False
-            self.trainer.checkpointer.save("model_best", tag=False)
-
-    def after_train(self) -> None:
-        self.after_step()
 
 
 def numbered_checkpoints(folder: Path) -> dict[int, Path]:

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
+from collections import defaultdict
 from pathlib import Path
 
 from detectron2.engine import hooks
-from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter, get_event_storage
 
 from rc2l.engine.checkpoint_file import write_text
 
@@ -13,6 +15,36 @@ logger = logging.getLogger(__name__)
 
 #: Values over which detectron2's writers take a median.
 WINDOW = 20
+#: What depends on the clock. Restored after a break, such a value would make a row of its own at its old iteration.
+CLOCK = {"time", "data_time", "eta_seconds", "rank_data_time"}
+
+
+class RowWriter(EventWriter):
+    """Appends to metrics.json a row for each iteration with new scalars, in the order of iterations.
+
+    Args:
+        path: the file; made where it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a")
+        self._last = -1
+
+    def write(self) -> None:
+        rows = defaultdict(dict)
+        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(WINDOW).items():
+            if iteration > self._last:
+                rows[iteration][name] = value
+        for iteration in sorted(rows):
+            if rows[iteration].keys() <= CLOCK:  # of a step that failed
+                continue
+            self._file.write(json.dumps(rows[iteration] | {"iteration": iteration}, sort_keys=True) + "\n")
+            self._last = iteration
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class MetricHistory(hooks.HookBase):
@@ -39,7 +71,9 @@ class MetricHistory(hooks.HookBase):
         latest = {name: (value, at, hints[name]) for name, (value, at) in storage.latest().items()}
         return {
             "written": written,
-            "pending": {name: list(scalar) for name, scalar in latest.items() if scalar[1] > written},
+            "pending": {
+                name: list(scalar) for name, scalar in latest.items() if scalar[1] > written and name not in CLOCK
+            },
             "histories": {
                 name: [list(pair) for pair in history.values()[-WINDOW:]]
                 for name, history in storage.histories().items()
@@ -60,7 +94,7 @@ class MetricHistory(hooks.HookBase):
         self._writer = hooks.PeriodicWriter(
             [
                 CommonMetricPrinter(self.trainer.max_iter),
-                JSONWriter(str(path)),
+                RowWriter(path),
                 TensorboardXWriter(str(self.folder), purge_step=written + 1),
             ],
             self.period,
@@ -79,10 +113,11 @@ class MetricHistory(hooks.HookBase):
 
     def catch_up(self) -> None:
         """Write the row of the checkpoint's own step, if one was due."""
-        if self._restored is not None and self.trainer.start_iter % self.period == 0:
-            self.trainer.iter = self.trainer.start_iter - 1
+        if self._restored is not None:
+            trainer = self.trainer
+            trainer.iter = trainer.storage.iter = trainer.start_iter - 1
             self._writer.after_step()
-            self.trainer.iter = self.trainer.start_iter
+            trainer.iter = trainer.storage.iter = trainer.start_iter
 
     def after_step(self) -> None:
         self._writer.after_step()

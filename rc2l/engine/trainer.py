@@ -1,9 +1,9 @@
 """The order of one training step, and the hooks around it. Nothing about maths."""
 
 import logging
-import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rc2l.data.loader import TrainingBatch, build_test_loader, build_train_loader
 from rc2l.data.splits import Split
-from rc2l.engine.checkpoint import BestCheckpointHook, RunCheckpointer
+from rc2l.engine.checkpoint import RunCheckpointer
 from rc2l.engine.divergence import CollapseWatch, FiniteGuard, not_finite, write_dump
+from rc2l.engine.evaluation_hook import EvaluationHook
 from rc2l.engine.history import MetricHistory
 from rc2l.engine.launch import average_over_processes, broadcast_buffers, gather_over_processes
 from rc2l.engine.monitor import pseudo_label_metrics, write_metrics
@@ -97,14 +98,14 @@ class SemiSupervisedTrainer(TrainerBase):
         self.model.train()
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.results: dict[str, float] = {}
-        self.best: float = -math.inf
-        self.improved = self.stop_agreed = False
+        self.stop_agreed = False
         self._guard = FiniteGuard(self.student, cfg.SOLVER.MAX_SKIPPED_STEPS if self.scaler.is_enabled() else 0)
         self._stop = StopRequest()
         self._agreement = Agreement()
         collapse = cfg.SEMI.COLLAPSE
         self._collapse = CollapseWatch(collapse.MAX_CLASS_SHARE, collapse.MIN_KEPT_SHARE, collapse.PATIENCE)
         self._history = MetricHistory(cfg.OUTPUT_DIR, LOG_PERIOD) if comm.is_main_process() else None
+        self.evaluation = EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate, self.checkpointer)
         self.register_hooks(self._build_hooks())
 
     def _build_hooks(self) -> list[hooks.HookBase | None]:
@@ -115,9 +116,8 @@ class SemiSupervisedTrainer(TrainerBase):
             hooks.IterationTimer(),
             hooks.LRScheduler(self.optimizer, self.scheduler),
             checkpointer if on_main else None,
-            hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate),
+            self.evaluation,
             self._history,
-            BestCheckpointHook() if on_main else None,
             StopHook(),
         ]
 
@@ -126,7 +126,7 @@ class SemiSupervisedTrainer(TrainerBase):
         return {
             "iteration": min(self.iter, self.max_iter - 1),
             "seed": self.seed,
-            "best": self.best,
+            **self.evaluation.state_dict(),
             "world_size": self.world_size,
             "skipped_steps": self._guard.skipped_steps,
             "collapse": self._collapse.state_dict(),
@@ -136,7 +136,7 @@ class SemiSupervisedTrainer(TrainerBase):
     def load_state_dict(self, state_dict: dict) -> None:
         self.start_iter = state_dict["iteration"] + 1
         self.seed = state_dict["seed"]
-        self.best = state_dict["best"]
+        self.evaluation.load_state_dict(state_dict)
         self._guard.skipped_steps = state_dict["skipped_steps"]
         self._collapse.load_state_dict(state_dict["collapse"])
         if self._history:
@@ -151,6 +151,7 @@ class SemiSupervisedTrainer(TrainerBase):
         """Continue from the newest checkpoint in OUTPUT_DIR, if there is one."""
         if not self.checkpointer.resume():
             logger.warning(f"--resume: no checkpoint in {self.cfg.OUTPUT_DIR}, starting from iteration 0")
+        self.evaluation.forget_best_without_file(Path(self.cfg.OUTPUT_DIR))
 
     def train(self) -> dict[str, float]:
         """Train up to SOLVER.MAX_ITER; returns the scores of the last evaluation."""
@@ -166,12 +167,7 @@ class SemiSupervisedTrainer(TrainerBase):
 
     def before_train(self) -> None:
         super().before_train()
-        period = self.cfg.TEST.EVAL_PERIOD
-        # An evaluation after the checkpoint's step may or may not have come to its end; it is repeated.
-        if 0 < self.start_iter < self.max_iter and period > 0 and self.start_iter % period == 0:
-            self.storage.iter = self.start_iter - 1
-            self.storage.put_scalars(**self.evaluate(), smoothing_hint=False)
-            comm.synchronize()
+        self.evaluation.catch_up()
         if self._history:
             self._history.catch_up()
 
@@ -181,17 +177,13 @@ class SemiSupervisedTrainer(TrainerBase):
         super().after_train()
 
     def evaluate(self) -> dict[str, float]:
-        """Scores of teacher and student on the test sets, by name; the best teacher so far becomes model_best.pth."""
+        """Scores of teacher and student on the test sets, by name."""
         networks = {"teacher": self.teacher.model, "student": self.student}
         broadcast_buffers(*networks.values())
         self.results = evaluate_networks(self.cfg, networks, build_test_loader)
         picture = self.method.relation_picture(self.class_names, self.iter) if comm.is_main_process() else None
         if picture is not None:
             self.storage.put_image("reco/class_relations", picture)
-        score = next(value for name, value in self.results.items() if name.endswith("teacher/mIoU"))
-        if score > self.best:
-            self.best, self.improved = score, True
-        logger.info(f"teacher mIoU {score:.2f} now, {self.best:.2f} at best (model_best.pth)")
         return self.results
 
     def run_step(self) -> None:
