@@ -117,8 +117,9 @@ def add_semi_config(cfg: CfgNode) -> None:
     cfg.SEMI.BURN_IN = 0
     # Unsupervised losses on every decoder layer (averaged over layers), not only the last.
     cfg.SEMI.DEEP_SUPERVISION = False
-    # Where the unsupervised mask losses are computed: "mask", the stride of the predicted masks, or "crop", the full
-    # resolution (slower; finer where objects are a few pixels wide).
+    # Where pseudo regions are counted, matched and compared with masks: "mask", the stride of the predicted masks (a
+    # region without a pixel left there is none), or "crop", the full resolution (slower; finer where objects are a few
+    # pixels wide). RFC is always at the stride of the features.
     cfg.SEMI.LOSS_RESOLUTION = "mask"
     cfg.SEMI.TEACHER = CfgNode()
     # tau of RC2L eq. 4, in [0, 1): decay of the moving average; the first steps use min(1 - 1/(step+1), tau).
@@ -131,7 +132,8 @@ def add_semi_config(cfg: CfgNode) -> None:
     # Regions of fewer pixels (of the crop, after mixing) are ignored; 0 keeps all.
     cfg.SEMI.PSEUDO_LABEL.MIN_AREA = 0
     cfg.SEMI.MIXING = CfgNode()
-    # cutmix | classmix | cutout | none
+    # cutmix | classmix | cutout | none. The first two paste from the next unlabelled image of the step (over all
+    # processes; the first after the last), so they need SOLVER.IMS_PER_BATCH_UNLABELED of 2 or more.
     cfg.SEMI.MIXING.NAME = "cutmix"
     # Range of the share of the image that the pasted box covers, in (0, 1].
     cfg.SEMI.MIXING.AREA = [0.2, 0.5]

@@ -86,6 +86,8 @@ CASES = {
     "half without pseudo labels": Case("rc2l", lacking="pseudo labels"),
     # The area leaves one region in an image or none: fewer regions than there are processes.
     "few regions": Case("rc2l", "SEMI.PSEUDO_LABEL.MIN_AREA 500".split(), lacking="pseudo labels"),
+    "mixed by cutmix": Case("rc2l", "SEMI.MIXING.NAME cutmix".split()),
+    "mixed by classmix": Case("classmix_deeplab", "SEMI.MIXING.NAME classmix".split()),
     "self-training of MaskFormer": Case("rc2l", "SEMI.METHOD self_training".split()),
     "per-pixel supervised": Case("supervised_deeplab"),
     "per-pixel self-training": Case("classmix_deeplab"),

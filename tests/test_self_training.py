@@ -69,6 +69,11 @@ def test_share_of_confident_pixels_is_at_most_one():
     assert confident_share(torch.ones(1, 1, 4), targets, 0.97).item() == 1
 
 
+def generators(count: int) -> list[np.random.Generator]:
+    """One for each image."""
+    return [np.random.default_rng([0, i]) for i in range(count)]
+
+
 @pytest.mark.parametrize("name", ["cutout", "cutmix", "classmix"])
 def test_mixed_views_equal_the_official_ones(official, name, monkeypatch):
     data = {key.rsplit("/", 1)[1]: value for key, value in official.items() if key.startswith(f"mix/{name}/")}
@@ -86,7 +91,7 @@ def test_mixed_views_equal_the_official_ones(official, name, monkeypatch):
         num_classes=int(official["num_classes"]),
         fill=[0.0, 0.0, 0.0],
         boxes=None,
-        generator=np.random.default_rng(0),
+        generators=generators(1),
     )
     for value, key in zip(mixed, ("data", "target", "confidence"), strict=True):
         expected = next(data[k] for k in data if k.startswith("out_") and k.endswith(key))
@@ -98,7 +103,7 @@ def test_mixed_views_equal_the_official_ones(official, name, monkeypatch):
 def test_boxes_follow_the_official_distribution(official):
     H, W = official["mix/boxes_image_hw"].tolist()
     official_boxes = official["mix/boxes"].double()
-    boxes = half_area_boxes(2000, H, W, np.random.default_rng(0))
+    boxes = half_area_boxes(generators(2000), H, W)
     top, left, bottom, right = torch.from_numpy(boxes).double().T
     assert (top >= 0).all() and (left >= 0).all() and (bottom <= H).all() and (right <= W).all()
     width, height = right - left, bottom - top
@@ -111,7 +116,7 @@ def test_boxes_follow_the_official_distribution(official):
 
 @pytest.mark.parametrize(("H", "W"), [(1, 1), (2, 2), (3, 2)])
 def test_boxes_of_tiny_images_are_inside(H, W):
-    top, left, bottom, right = half_area_boxes(20, H, W, np.random.default_rng(0)).T
+    top, left, bottom, right = half_area_boxes(generators(20), H, W).T
     assert (top < bottom).all() and (left < right).all() and (bottom <= H).all() and (right <= W).all()
 
 
@@ -119,7 +124,7 @@ def test_classmix_keeps_half_of_the_classes_and_no_ignored_pixel():
     labels = torch.randint(0, 6, (8, 16, 16))
     labels[0], labels[1] = 3, 255
     labels[:, :4] = 255
-    pasted = classmix_masks(labels, 6, np.random.default_rng(0))
+    pasted = classmix_masks(labels, 6, generators(8))
     for label, mask in zip(labels, pasted, strict=True):
         own, kept = set(label.unique().tolist()) - {255}, set(label[~mask].unique().tolist())
         assert len(kept) == len(own) // 2 and kept <= own
@@ -128,7 +133,7 @@ def test_classmix_keeps_half_of_the_classes_and_no_ignored_pixel():
 
 def test_classmix_draws_every_class_equally_often():
     labels = torch.arange(4).view(1, 4, 1).expand(2000, 4, 2)
-    kept = ~classmix_masks(labels, 4, np.random.default_rng(0))[:, :, 0]
+    kept = ~classmix_masks(labels, 4, generators(2000))[:, :, 0]
     torch.testing.assert_close(kept.float().mean(0), torch.full((4,), 0.5), atol=0.05, rtol=0)
 
 
@@ -149,7 +154,7 @@ def test_cutout_fills_with_the_mean_color_and_ignores():
         num_classes=2,
         fill=[123.675, 116.28, 103.53],
         boxes=boxes,
-        generator=np.random.default_rng(0),
+        generators=generators(1),
     )
     assert mixed[0, :, 0, 0].tolist() == [124, 116, 104] and mixed[0, :, 3, 3].tolist() == [200] * 3
     assert (labels[0, :2] == 255).all() and (labels[0, 2:] == 0).all()
@@ -159,12 +164,12 @@ def test_cutout_fills_with_the_mean_color_and_ignores():
 @pytest.mark.parametrize("name", ["none", "cutout", "cutmix", "classmix"])
 def test_further_maps_are_mixed_like_the_confidence(name):
     labels, confidence = torch.randint(0, 4, (3, 8, 8)), torch.rand(3, 8, 8)
-    boxes = half_area_boxes(3, 8, 8, np.random.default_rng(0))
+    boxes = half_area_boxes(generators(3), 8, 8)
     settings = {"num_classes": 4, "fill": [0.0, 0.0, 0.0], "boxes": boxes}
 
     def mixed(*more: torch.Tensor):
-        generator = np.random.default_rng(1)
-        return mix_views(name, torch.rand(3, 3, 8, 8), labels, confidence, *more, **settings, generator=generator)
+        images = torch.rand(3, 3, 8, 8)
+        return mix_views(name, images, labels, confidence, *more, **settings, generators=generators(3))
 
     _, mixed_labels, mixed_confidence, mixed_map = mixed(confidence)
     assert len(mixed()) == 3 and torch.equal(mixed()[2], mixed_confidence)

@@ -110,7 +110,7 @@ def test_small_regions_are_ignored():
 
 
 def test_cutmix_boxes_are_inside_and_of_the_asked_share():
-    boxes = cutmix_boxes(2000, 96, 64, (0.2, 0.5), (0.5, 2.0), np.random.default_rng(0))
+    boxes = cutmix_boxes([np.random.default_rng([0, i]) for i in range(2000)], 96, 64, (0.2, 0.5), (0.5, 2.0))
     top, left, bottom, right = boxes.T
     assert (top >= 0).all() and (left >= 0).all() and (bottom <= 96).all() and (right <= 64).all()
     share = (bottom - top) * (right - left) / (96 * 64)

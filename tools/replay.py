@@ -46,6 +46,9 @@ def rebuild(dump: dict, num_gpus: int = 1) -> tuple[SemiSupervisedTrainer, Train
         part.load_state_dict(dump[name])
     step = dump["step"]
     trainer.iter, trainer.seed, trainer.rank = step["iteration"], step["seed"], step["rank"]
+    if step.get("following") and step["world_size"] > 1:  # what the next process gave, which is not here
+        following = [tensor.to(trainer.device) for tensor in step["following"]]
+        trainer.exchange = lambda _: following
     return trainer, TrainingBatch(**dump["batch"]).to(trainer.device)
 
 

@@ -61,7 +61,8 @@ def write_dump(folder: str, cfg: CfgNode, step: Mapping[str, Any], batch: Traini
     Args:
         folder: OUTPUT_DIR.
         cfg: of the run.
-        step: ``iteration``, ``seed``, ``rank``, ``world_size``, ``error``.
+        step: ``iteration``, ``seed``, ``rank``, ``world_size``, ``error``, ``following`` (what the last image was mixed
+            with, where that came from another process).
         batch: what this process saw.
         networks: state dicts of all that a step computes with, weights as before the step, by their names in
             checkpoints: ``model`` (student), ``teacher``, ``scaler``, and the method's own.

@@ -145,6 +145,29 @@ def gather_over_processes(tensor: Tensor) -> Tensor:
     return torch.stack(gathered)
 
 
+def from_next_process(tensors: list[Tensor]) -> list[Tensor]:
+    """The same tensors of the process of the next rank, the first after the last; every process must call it, with the
+    same shapes and types. The tensors themselves when there is one process.
+
+    One message, sent in a ring, whatever the number of processes.
+    """
+    rank, world_size = comm.get_rank(), comm.get_world_size()
+    if world_size == 1:
+        return tensors
+    bytes_of = [tensor.contiguous().view(torch.uint8).reshape(-1) for tensor in tensors]
+    sent = torch.cat(bytes_of)
+    received = torch.empty_like(sent)
+    ring = [
+        dist.P2POp(dist.isend, sent, (rank - 1) % world_size),
+        dist.P2POp(dist.irecv, received, (rank + 1) % world_size),
+    ]
+    for request in dist.batch_isend_irecv(ring):
+        request.wait()
+    parts = received.split([len(part) for part in bytes_of])
+    # Each part is copied: a view as another type asks for an offset that fits it.
+    return [part.clone().view(tensor.dtype).view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
 def broadcast_buffers(*networks: nn.Module) -> None:
     """Give every process the main process's buffers: batch-norm statistics drift apart between processes.
 

@@ -22,7 +22,12 @@ from rc2l.engine.checkpoint import RunCheckpointer
 from rc2l.engine.divergence import CollapseWatch, FiniteGuard, not_finite, write_dump
 from rc2l.engine.evaluation_hook import EvaluationHook
 from rc2l.engine.history import MetricHistory
-from rc2l.engine.launch import average_over_processes, broadcast_buffers, gather_over_processes
+from rc2l.engine.launch import (
+    average_over_processes,
+    broadcast_buffers,
+    from_next_process,
+    gather_over_processes,
+)
 from rc2l.engine.monitor import pseudo_label_metrics, write_metrics
 from rc2l.engine.optimizer import amp_dtype, build_optimizer, clip_gradients
 from rc2l.engine.signals import Agreement, StopHook, StopRequest
@@ -45,9 +50,10 @@ LOG_PERIOD = 20
 class SemiSupervisedTrainer(TrainerBase):
     """Student-teacher training on a labelled and an unlabelled stream (RC²L section 3.1).
 
-    Every random number of a step is drawn from (seed, iteration, process), so the state of a run is the networks, the
-    optimizer, the scheduler, the memory bank, the iteration, the best score and the metrics that are not yet in the
-    files.
+    Every random number of a step is drawn from (seed, iteration, process), those of mixing from (seed, iteration,
+    position of the image in the step's unlabelled batch), so the state of a run is the networks, the optimizer, the
+    scheduler, the memory bank, the iteration, the best score and the metrics that are not yet in the files. The
+    unlabelled images of a step are mixed as one batch, whatever the number of processes.
 
     Args:
         cfg: the full config.
@@ -100,6 +106,8 @@ class SemiSupervisedTrainer(TrainerBase):
         self.results: dict[str, float] = {}
         self.stop_agreed = False
         self._guard = FiniteGuard(self.student, cfg.SOLVER.MAX_SKIPPED_STEPS if self.scaler.is_enabled() else 0)
+        #: What this process's last image was mixed with in the last step: first tensors of the next process.
+        self.following: list[Tensor] = []
         self._stop = StopRequest()
         self._agreement = Agreement()
         collapse = cfg.SEMI.COLLAPSE
@@ -144,7 +152,8 @@ class SemiSupervisedTrainer(TrainerBase):
         if state_dict["world_size"] != self.world_size:
             logger.warning(
                 f"the run had {state_dict['world_size']} process(es) and goes on with {self.world_size}: each step "
-                "still sees the same images, but mixing, dropout and rounding differ: not the same bit for bit"
+                "still sees the same images, mixed alike, but dropout, the pixels drawn for contrast, batch-norm "
+                "statistics and rounding differ: not the same bit for bit"
             )
 
     def resume(self) -> None:
@@ -230,7 +239,7 @@ class SemiSupervisedTrainer(TrainerBase):
         if self.adversary and views:
             normalized = self.student.normalize(images)
             losses |= self.adversary.losses(
-                normalized, output, batch.labeled_targets, batch.unlabeled_valid, average_over_processes
+                normalized, output, batch.labeled_targets, views.valid, average_over_processes
             )
         total = sum(losses.values())
 
@@ -260,9 +269,9 @@ class SemiSupervisedTrainer(TrainerBase):
 
         def metrics() -> dict[str, Tensor]:
             values = {"total_loss": total, **losses, "teacher/decay": total.new_tensor(decay)}
-            values |= self.method.watched(self.class_names) | (self.adversary.watched if self.adversary else {})
             if views:
                 values |= pseudo_label_metrics(pseudo, views.targets, self.class_names)
+            values |= self.method.watched(self.class_names) | (self.adversary.watched if self.adversary else {})
             return values
 
         return metrics
@@ -270,7 +279,8 @@ class SemiSupervisedTrainer(TrainerBase):
     def _dump(self, batch: TrainingBatch, error: str) -> str:
         step = {"iteration": self.iter, "seed": self.seed, "rank": self.rank, "world_size": self.world_size}
         states = {name: part.state_dict() for name, part in self.parts_of_a_step().items()}
-        return write_dump(self.cfg.OUTPUT_DIR, self.cfg, step | {"error": error}, batch, states)
+        step |= {"error": error, "following": self.following}
+        return write_dump(self.cfg.OUTPUT_DIR, self.cfg, step, batch, states)
 
     def parts_of_a_step(self) -> dict[str, object]:
         """What a step computes with, by the names that checkpoints and dumps give it; each has a state dict."""
@@ -289,16 +299,24 @@ class SemiSupervisedTrainer(TrainerBase):
         return pseudo_labels(output.float(), batch.unlabeled_valid, minimum, with_entropy=entropy)
 
     def mix(self, batch: TrainingBatch, pseudo: PseudoLabels) -> StrongViews:
-        """The strong views of the unlabelled images."""
-        return strong_views(self.cfg, batch.strong_images, pseudo, self._generator("mixing"))
+        """The strong views of the unlabelled images, mixed as one batch over all processes."""
+        images = batch.strong_images
+        first = self.rank * len(images)  # position in the step's batch
+        generators = [self._generator("mixing", first + i) for i in range(len(images))]
+        return strong_views(self.cfg, images, batch.unlabeled_valid, pseudo, generators, self.exchange)
+
+    def exchange(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Tensors of the next process's first image, for this process's own."""
+        self.following = from_next_process(tensors)
+        return self.following
 
     def seed_step(self) -> None:
         """Set torch's generator, which dropout draws from, to the start of this iteration."""
-        torch.manual_seed(int(self._generator("network").integers(2**63)))
+        torch.manual_seed(int(self._generator("network", self.rank).integers(2**63)))
 
-    def _generator(self, purpose: str) -> np.random.Generator:
-        """Random numbers of this iteration and process, for one purpose."""
-        return np.random.default_rng([self.seed, self.iter, self.rank, *purpose.encode()])
+    def _generator(self, purpose: str, number: int) -> np.random.Generator:
+        """Random numbers of this iteration and a process or position, for one purpose."""
+        return np.random.default_rng([self.seed, self.iter, number, *purpose.encode()])
 
     def _autocast(self):
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)

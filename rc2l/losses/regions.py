@@ -60,6 +60,10 @@ class Regions:
         )
         return cls(index, padded, torch.ones_like(index, dtype=torch.bool))
 
+    def __getitem__(self, images: slice) -> "Regions":
+        """The regions of a range of images (views, no copies)."""
+        return Regions(self.index[images], self.labels[images], self.valid[images])
+
     def present(self) -> Tensor:
         """(B, T) bool: slots that hold at least one pixel."""
         B, T = self.labels.shape

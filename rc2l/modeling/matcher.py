@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -50,8 +51,9 @@ def mask_cost(masks: Tensor, regions: Regions, mask_weight: float, dice_weight: 
 
 
 class HungarianMatcher:
-    """Matches queries and regions at the lowest total cost: -p(class), focal and dice, at the masks' resolution.
+    """Matches queries and regions at the lowest total cost: -p(class), focal and dice.
 
+    Masks are compared at the masks' resolution, to which regions are sampled (MaskFormer), or at the regions'.
     Everything runs in float32 (float64 stays), without gradient, for all images and layers together, with a single
     device-to-host copy.
     """
@@ -64,30 +66,48 @@ class HungarianMatcher:
         self.dice_weight = dice_weight
 
     @torch.no_grad()
-    def cost(self, logits: Tensor, masks: Tensor, regions: Regions) -> Tensor:
+    def cost(self, logits: Tensor, masks: Tensor, regions: Regions, at_regions: bool = False) -> Tensor:
         """(B, Q, T) cost of giving a query to a region slot.
 
-        Shape:
-            logits (B, Q, K+1); masks (B, Q, h, w) logits; regions at any resolution, sampled to h x w.
+        Args:
+            logits: (B, Q, K+1).
+            masks: (B, Q, h, w) logits.
+            regions: at any resolution.
+            at_regions: raise the masks to the regions' resolution, instead of sampling the regions to h x w.
         """
         with torch.autocast(logits.device.type, enabled=False):
             logits, masks = (x if x.dtype == torch.float64 else x.float() for x in (logits, masks))
             probs = logits.softmax(-1)
             slots = regions.labels[:, None].expand(-1, probs.shape[1], -1)
-            cost = mask_cost(masks, regions.resized(*masks.shape[-2:]), self.mask_weight, self.dice_weight)
+            if at_regions and masks.shape[-2:] != regions.index.shape[-2:]:
+                cost = self._raised_mask_cost(masks, regions)
+            else:
+                cost = mask_cost(masks, regions.resized(*masks.shape[-2:]), self.mask_weight, self.dice_weight)
             return cost - self.class_weight * probs.gather(2, slots)
 
+    def _raised_mask_cost(self, masks: Tensor, regions: Regions) -> Tensor:
+        """:func:`mask_cost` at the regions' resolution, image by image: all masks of a batch would fill the memory."""
+        size = regions.index.shape[-2:]
+        costs = []
+        for b in range(len(masks)):
+            raised = F.interpolate(masks[b : b + 1], size=size, mode="bilinear", align_corners=False)
+            costs.append(mask_cost(raised, regions[b : b + 1], self.mask_weight, self.dice_weight))
+        return torch.cat(costs)
+
     @torch.no_grad()
-    def __call__(self, groups: Sequence[tuple[Sequence[tuple[Tensor, Tensor]], Regions]]) -> list[Matches]:
+    def __call__(
+        self, groups: Sequence[tuple[Sequence[tuple[Tensor, Tensor]], Regions]], at_regions: Sequence[bool] = ()
+    ) -> list[Matches]:
         """Match several groups of images at once.
 
         Args:
             groups: per group ``layers``, (logits (B, Q, K+1), mask logits (B, Q, h, w)) of each decoder layer to match,
                 and the ``regions`` of its B images.
+            at_regions: per group, whether masks are compared at the regions' resolution (:meth:`cost`); default False.
         """
         costs, shapes = [], []
-        for layers, regions in groups:
-            group_costs = torch.stack([self.cost(logits, masks, regions) for logits, masks in layers])
+        for (layers, regions), raised in zip_longest(groups, at_regions[: len(groups)], fillvalue=False):
+            group_costs = torch.stack([self.cost(logits, masks, regions, raised) for logits, masks in layers])
             shapes.append(group_costs.shape)
             costs += [group_costs.flatten(), regions.present().to(group_costs.dtype).flatten()]
         on_host = torch.cat(costs).cpu().numpy()

@@ -13,7 +13,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from rc2l.data.mixing import BOXES, MIXINGS
+from rc2l.data.mixing import BOXES, MIXINGS, PARTNERED
 from rc2l.modeling.outputs import SegmentationOutput
 from rc2l.semi.dgcl_auxiliary import DgclAuxiliary
 from rc2l.semi.memory_bank import MemoryBank
@@ -65,6 +65,11 @@ class Method:
                 f"SEMI.MIXING.NAME is '{mixing.NAME}': s4gan compares predictions of whole images with labels, so it "
                 "must be none"
             )
+        if self.semi_supervised and mixing.NAME in PARTNERED and cfg.SOLVER.IMS_PER_BATCH_UNLABELED == 1:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH_UNLABELED is 1, but {mixing.NAME} pastes from another unlabelled image of the "
+                "step: set it to 2 or more (of all processes together), or SEMI.MIXING.NAME to cutout or none"
+            )
         self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         self.regions = RegionLosses(cfg)
         self.pixels = PixelLosses(cfg)
@@ -108,9 +113,11 @@ class Method:
         else:
             regions_of = (strong, views.targets) if views and of_regions else (None, None)
             losses = self.regions.losses(labeled, targets, *regions_of, average)
+            self._watched |= self.regions.watched
         if views and self.name == "self_training":
-            more, self._watched = self.pixels.self_training(strong, views, average, progress)
+            more, watched = self.pixels.self_training(strong, views, average, progress)
             losses |= more
+            self._watched |= watched
         if self.reco:
             losses |= self.reco.losses(labeled, targets, strong, views)
         if self.dgcl:

@@ -35,6 +35,8 @@ class RegionLosses:
         self.loss_resolution = cfg.SEMI.LOSS_RESOLUTION
         self.rc2l = cfg.RC2L
         self.consistency = cfg.CONSISTENCY
+        #: Numbers of the last step worth watching, 0-d.
+        self.watched: dict[str, Tensor] = {}
         self.matcher = HungarianMatcher(1.0, self.mask_former.MASK_WEIGHT, self.mask_former.DICE_WEIGHT)
 
     def losses(
@@ -51,10 +53,17 @@ class RegionLosses:
         if strong is not None:
             strong_layers = strong.layers() if self.deep_supervision else strong.layers()[:1]
             pseudo_regions = self._regions(pseudo_targets)
+            if self.loss_resolution == "mask":
+                pseudo_regions = pseudo_regions.resized(*strong.pred_masks.shape[-2:])
             groups.append((strong_layers, pseudo_regions))
-        matches = self.matcher(groups)
+        # Ground truth is matched at the masks' resolution and compared at its own, as in MaskFormer; pseudo regions
+        # live at one resolution, that of SEMI.LOSS_RESOLUTION: one that vanishes there takes part in nothing.
+        matches = self.matcher(groups, at_regions=(False, True))
         losses = self._supervised(layers, regions, matches[0], average)
+        self.watched = {}
         if strong is not None:
+            per_image = matches[1].num_regions / len(strong)
+            self.watched["pseudo/regions_per_image"] = strong.pixel_features.new_tensor(per_image)
             losses |= self._unsupervised(strong_layers, strong.pixel_features, pseudo_regions, matches[1], average)
         return losses
 
@@ -85,8 +94,6 @@ class RegionLosses:
         self, logits, masks, pixel_features, regions: Regions, query: Tensor, slot: Tensor, matched: Tensor
     ) -> dict[str, Tensor]:
         """Weighted losses of one decoder layer, one value per region: (B, T) each."""
-        low = regions.resized(*masks.shape[-2:])
-        regions = regions if self.loss_resolution == "crop" else low
         image = torch.arange(len(masks), device=masks.device)[:, None]
         present = slot >= 0
         slot = slot.clamp(min=0)
@@ -120,12 +127,13 @@ class RegionLosses:
                 weights.POSITIVE_IN_DENOMINATOR,
             )
             losses["loss_rmc"] = weights.RMC_WEIGHT * loss
-        if weights.RFC_WEIGHT > 0:  # at the resolution of the features, whatever that of the masks
+        if weights.RFC_WEIGHT > 0:  # at the resolution of the features, where a region of the crop may have no pixel
+            low = regions.resized(*masks.shape[-2:])
             loss = region.region_feature_contrast(
                 masks[image, query].sigmoid(),
                 low.select(image.expand_as(slot), slot),
                 pixel_features,
-                matched,
+                matched & low.present().gather(1, slot),
                 low.valid,
                 weights.RFC_TEMPERATURE,
                 weights.POSITIVE_IN_DENOMINATOR,

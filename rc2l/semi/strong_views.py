@@ -1,5 +1,6 @@
 """Strong views: mixed images of the unlabelled batch, with the pseudo labels mixed alike (RC²L section 3.1)."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,34 +24,49 @@ class StrongViews:
     confidence: Tensor
     #: (B_u, H, W) float32, the teacher's, in nats, where the pseudo labels have one.
     entropy: Tensor | None = None
+    #: (B_u, H, W) bool, False where the view shows padding, its own or a pasted one.
+    valid: Tensor | None = None
 
 
 @torch.no_grad()
-def strong_views(cfg: CfgNode, images: Tensor, pseudo: PseudoLabels, generator: np.random.Generator) -> StrongViews:
+def strong_views(
+    cfg: CfgNode,
+    images: Tensor,
+    valid: Tensor,
+    pseudo: PseudoLabels,
+    generators: Sequence[np.random.Generator],
+    exchange: Callable[[list[Tensor]], list[Tensor]] = list,
+) -> StrongViews:
     """Mix images and pseudo labels as SEMI.MIXING says; classes left with too few pixels are ignored.
 
     Args:
         cfg: the full config.
         images: (B_u, 3, H, W) 0..255, strongly augmented but not mixed.
+        valid: (B_u, H, W) bool, False in the padding.
         pseudo: the teacher's pseudo labels of the weak views.
-        generator: source of randomness.
+        generators: source of randomness of each image.
+        exchange: gives the next process's first image and what belongs to it, for this process's own
+            (:func:`rc2l.data.mixing.paste_from_next`).
     """
     mixing, num_classes = cfg.SEMI.MIXING, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    B, H, W = pseudo.label_map.shape
+    H, W = pseudo.label_map.shape[1:]
     if mixing.BOX == "half":
-        boxes = half_area_boxes(B, H, W, generator)
+        boxes = half_area_boxes(generators, H, W)
     else:
-        boxes = cutmix_boxes(B, H, W, mixing.AREA, mixing.ASPECT_RATIO, generator)
+        boxes = cutmix_boxes(generators, H, W, mixing.AREA, mixing.ASPECT_RATIO)
     entropy = [] if pseudo.entropy is None else [pseudo.entropy]
-    mixed, label_map, *maps = mix_views(
+    mixed, label_map, confidence, valid, *entropy = mix_views(
         mixing.NAME,
         images,
         pseudo.label_map,
         pseudo.confidence,
+        valid,
         *entropy,
         num_classes=num_classes,
         fill=cfg.MODEL.PIXEL_MEAN,
         boxes=boxes,
-        generator=generator,
+        generators=generators,
+        exchange=exchange,
     )
-    return StrongViews(mixed, drop_small_regions(label_map, cfg.SEMI.PSEUDO_LABEL.MIN_AREA, num_classes), *maps)
+    targets = drop_small_regions(label_map, cfg.SEMI.PSEUDO_LABEL.MIN_AREA, num_classes)
+    return StrongViews(mixed, targets, confidence, *(entropy or [None]), valid)
