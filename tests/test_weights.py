@@ -18,7 +18,8 @@ from detectron2.modeling import build_model
 
 from rc2l.config import get_rc2l_cfg
 from rc2l.modeling import weight_files
-from rc2l.modeling.weight_files import read_weight_file, torchvision_to_detectron2
+from rc2l.modeling.weight_files import read_weight_file
+from rc2l.modeling.weight_formats import torchvision_to_detectron2
 from rc2l.modeling.weights import load_weights
 from tests.shared_data import shared_file
 
@@ -355,7 +356,7 @@ def test_addresses_go_through_path_manager(tmp_path, monkeypatch):
         ),
         (
             lambda: torchvision.models.resnet34(weights=None).state_dict(),
-            r"holds a ResNet with blocks \(3, 4, 6, 3\), the model has \(2, 2, 2, 2\); fix: set MODEL\.RESNETS\.DEPTH",
+            r"holds a network with blocks \(3, 4, 6, 3\), the model has \(2, 2, 2, 2\); fix: set MODEL\.RESNETS\.DEPTH",
         ),
     ],
 )

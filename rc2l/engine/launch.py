@@ -187,7 +187,7 @@ def broadcast_buffers(*networks: nn.Module) -> None:
 
 
 def raise_together(check: Callable[[], None]) -> None:
-    """Run ``check`` on the main process; if it raises a ValueError, every process raises it.
+    """Run ``check`` on the main process; if it raises a ValueError or OSError, every process raises it.
 
     No process is left waiting for one that stopped.
     """
@@ -195,7 +195,7 @@ def raise_together(check: Callable[[], None]) -> None:
     if comm.is_main_process():
         try:
             check()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             failure = error
     failure = comm.all_gather(failure)[0]
     if failure is not None:

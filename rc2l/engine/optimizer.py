@@ -1,7 +1,6 @@
 """Optimizer, clipping and precision. AdamW as in MaskFormer: slower backbone, no decay of norms and embeddings."""
 
 from collections import defaultdict
-from itertools import chain
 
 import torch
 from detectron2.config import CfgNode
@@ -19,26 +18,53 @@ NORMS = (
 def parameter_groups(cfg: CfgNode, *models: nn.Module) -> list[dict]:
     """Trainable parameters of the models grouped by learning rate and weight decay.
 
-    The backbone learns at BASE_LR x BACKBONE_MULTIPLIER; norms decay by WEIGHT_DECAY_NORM, embeddings by
-    WEIGHT_DECAY_EMBED, everything else by WEIGHT_DECAY. Few groups, so that the optimizer runs few kernels.
+    The backbone learns at BASE_LR x BACKBONE_MULTIPLIER, each layer of it at BACKBONE_LAYER_DECAY times the next one's
+    rate; its ``new_parts``, which no weight file fills, learn at BASE_LR. Norms decay by WEIGHT_DECAY_NORM, embeddings
+    (also those that a backbone's ``no_weight_decay()`` names) by WEIGHT_DECAY_EMBED, everything else by WEIGHT_DECAY.
+    Few groups, so that the optimizer runs few kernels.
+
+    Raises:
+        ValueError: BACKBONE_LAYER_DECAY with a backbone that has no ``parameter_depths()``.
     """
     solver = cfg.SOLVER
     groups = defaultdict(list)
     seen = set()
-    for module_name, module in chain.from_iterable(model.named_modules() for model in models):
-        for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or parameter in seen:
-                continue
-            seen.add(parameter)
-            in_backbone = f"{module_name}.{name}".startswith("backbone.")
-            learning_rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if in_backbone else 1.0)
-            weight_decay = solver.WEIGHT_DECAY
-            if isinstance(module, NORMS):
-                weight_decay = solver.WEIGHT_DECAY_NORM
-            elif isinstance(module, nn.Embedding):
-                weight_decay = solver.WEIGHT_DECAY_EMBED
-            groups[learning_rate, weight_decay].append(parameter)
+    for model in models:
+        backbone = getattr(model, "backbone", None)
+        factors = layer_factors(backbone, solver.BACKBONE_LAYER_DECAY)
+        new = tuple(f"{part}." for part in getattr(backbone, "new_parts", ()))
+        embeddings = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else set()
+        for module_name, module in model.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if not parameter.requires_grad or parameter in seen:
+                    continue
+                seen.add(parameter)
+                prefix, _, inside = f"{module_name}.{name}".partition(".")
+                in_backbone = prefix == "backbone"
+                learning_rate = solver.BASE_LR
+                if in_backbone and not inside.startswith(new):
+                    learning_rate *= solver.BACKBONE_MULTIPLIER * factors.get(inside, 1.0)
+                weight_decay = solver.WEIGHT_DECAY
+                if isinstance(module, NORMS):
+                    weight_decay = solver.WEIGHT_DECAY_NORM
+                elif isinstance(module, nn.Embedding) or (in_backbone and inside in embeddings):
+                    weight_decay = solver.WEIGHT_DECAY_EMBED
+                groups[learning_rate, weight_decay].append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def layer_factors(backbone: nn.Module | None, decay: float) -> dict[str, float]:
+    """Factor of the learning rate of each parameter of a backbone: 1 in the last layer, less by ``decay`` before."""
+    if backbone is None or decay == 1:
+        return {}
+    if not hasattr(backbone, "parameter_depths"):
+        raise ValueError(
+            f"SOLVER.BACKBONE_LAYER_DECAY is {decay}, but {type(backbone).__name__} does not tell the depths of its "
+            "layers (parameter_depths): set it to 1.0, or MODEL.BACKBONE.NAME to build_timm_backbone"
+        )
+    depths = backbone.parameter_depths()
+    last = max(depths.values())
+    return {name: decay ** (last - depth) for name, depth in depths.items()}
 
 
 def build_optimizer(cfg: CfgNode, *models: nn.Module) -> torch.optim.Optimizer:

@@ -22,6 +22,7 @@ from rc2l.engine.launch import raise_together, resolve_device, use_deterministic
 from rc2l.engine.optimizer import amp_dtype
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from rc2l.evaluation import evaluate_networks
+from rc2l.modeling.weight_sources import initial_weights, local_weights
 from rc2l.modeling.weights import load_weights
 from rc2l.semi.methods import Method
 
@@ -93,6 +94,9 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     """
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty: name a dataset that the networks are scored on")
+    # Before the data: whoever has to fetch a file elsewhere shall know at once. The first process downloads it.
+    if weights := initial_weights(cfg):
+        raise_together(lambda: local_weights(weights))
     split = build_split(cfg)
     log_split(split)
     raise_together(lambda: check_data(cfg, split, cfg.DATASETS.TEST))

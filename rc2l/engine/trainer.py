@@ -33,6 +33,7 @@ from rc2l.engine.optimizer import amp_dtype, build_optimizer, clip_gradients
 from rc2l.engine.signals import Agreement, StopHook, StopRequest
 from rc2l.evaluation import evaluate_networks
 from rc2l.modeling.projection import TrainingNetwork, build_projection
+from rc2l.modeling.weight_sources import initial_weights
 from rc2l.modeling.weights import load_weights
 from rc2l.semi.adversary import Adversary
 from rc2l.semi.memory_bank import build_memory_bank, build_reco_bank
@@ -69,8 +70,8 @@ class SemiSupervisedTrainer(TrainerBase):
         self.device = torch.device(cfg.MODEL.DEVICE)
         torch.manual_seed(self.seed)  # the same initial weights in every process
         self.student = build_model(cfg)
-        if cfg.MODEL.WEIGHTS:
-            load_weights(self.student, cfg.MODEL.WEIGHTS, cfg=cfg)
+        if weights := initial_weights(cfg):
+            load_weights(self.student, weights, cfg=cfg)
         teacher = cfg.SEMI.TEACHER
         self.teacher = Teacher(self.student, teacher.DECAY, cfg.SEMI.BURN_IN, teacher.AVERAGE_BUFFERS)
         self.projection = build_projection(cfg, self.student)

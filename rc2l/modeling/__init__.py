@@ -5,6 +5,7 @@ from rc2l.modeling.mask_former import MaskFormer, MaskFormerHead
 from rc2l.modeling.outputs import SegmentationOutput, semantic_scores
 from rc2l.modeling.per_pixel import PerPixelSegmentor
 from rc2l.modeling.pixel_decoder import BasePixelDecoder, TransformerEncoderPixelDecoder
+from rc2l.modeling.timm_backbone import build_timm_backbone
 
 __all__ = [
     "BasePixelDecoder",
@@ -14,5 +15,6 @@ __all__ = [
     "SegmentationOutput",
     "TransformerEncoderPixelDecoder",
     "build_basic_resnet_backbone",
+    "build_timm_backbone",
     "semantic_scores",
 ]

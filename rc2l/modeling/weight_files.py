@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
-from detectron2.utils.file_io import PathManager
-from torch import Tensor
+from torch import Tensor, nn
+
+import rc2l.modeling.timm_weights  # noqa: F401  registers its formats
+from rc2l.modeling.weight_formats import ExpectedInput, WeightSource, interpret
+from rc2l.modeling.weight_sources import local_weights
 
 # Where numpy keeps the functions that rebuild pickled arrays: numpy 1 and numpy 2.
 _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -35,9 +37,8 @@ class WeightFile:
     sha256: str
     #: What kind of file it is, in words.
     kind: str
-    #: Which input the weights expect: "torchvision" (RGB, unit-variance channels), "caffe2" (BGR, no division, stride
-    #: in the 1x1 convolution) or "" (unknown, or set by the config that belongs to the file).
-    convention: str
+    #: Which input the weights expect; None: unknown, or set by the config that belongs to the file.
+    expected_input: ExpectedInput | None
     tensors: dict[str, Tensor]
     #: Names of entries that are no numeric arrays.
     not_tensors: list[str]
@@ -52,20 +53,6 @@ class _ArrayUnpickler(pickle.Unpickler):
         return OrderedDict if name == "OrderedDict" else super().find_class(module, name)
 
 
-def _local_path(path: str) -> Path:
-    try:
-        local = Path(PathManager.get_local_path(path))
-    except Exception as error:  # each of PathManager's handlers raises errors of its own (network, catalog)
-        raise FileNotFoundError(
-            f"MODEL.WEIGHTS: cannot fetch {path} ({error}); download it and give its local path"
-        ) from error
-    if not local.is_file():
-        raise FileNotFoundError(
-            f"MODEL.WEIGHTS: there is no file {path}; correct the path, or set it to '' to start from random weights"
-        )
-    return local
-
-
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -75,11 +62,13 @@ def _sha256(path: Path) -> str:
 
 
 def _deserialize(path: Path, name: str) -> object:
-    """The object in a file written by ``torch.save`` (any suffix) or, for ``.pkl``, by ``pickle``."""
+    """The object in a file written by ``torch.save`` (any suffix), ``pickle`` (``.pkl``) or safetensors."""
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"
         file.seek(0)
         try:
+            if path.suffix == ".safetensors" or name.endswith(".safetensors"):
+                return _safetensors(path)
             # The suffix is that of the name given: downloads may be cached under another.
             if name.endswith(".pkl") and not is_zip:
                 return _ArrayUnpickler(file, encoding="latin1").load()
@@ -91,6 +80,14 @@ def _deserialize(path: Path, name: str) -> object:
                 f"MODEL.WEIGHTS: {name} cannot be loaded safely: {reason or type(error).__name__}; only tensors, numpy "
                 f"arrays and plain containers are read: {_RESAVE}, or fetch it again if it is damaged"
             ) from error
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ValueError("the package safetensors is not installed (the extra `timm` of this project)") from error
+    return load_file(path)
 
 
 def _select(content: object, prefer: str, name: str) -> tuple[dict, str, str]:
@@ -123,74 +120,20 @@ def _to_tensors(state: dict) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, rest
 
 
-_TORCHVISION_RULES = [
-    (re.compile(r"^layer([1-4])\."), lambda match: f"res{int(match[1]) + 1}."),
-    (re.compile(r"^(?=conv1\.|bn1\.)"), "stem."),
-    (re.compile(r"\bbn(\d)\."), r"conv\1.norm."),
-    (re.compile(r"\bdownsample\.0\."), "shortcut."),
-    (re.compile(r"\bdownsample\.1\."), "shortcut.norm."),
-]
+def read_weight_file(path: str, prefer: str = "teacher", network: nn.Module | None = None) -> WeightFile:
+    """Read a weight file of any format that is registered; no code that a file may contain is run.
 
+    Formats (:mod:`~rc2l.modeling.weight_formats`, which others can add to): what the network or its backbone saves
+    under its own names; ResNets of torchvision, detectron2's model zoo (``{"model": ...}``) and Caffe2; MaskFormer
+    checkpoints with current or legacy names; for a timm backbone, timm's own files and the official ones that timm
+    reads; a checkpoint of ours (``{"model": student, "teacher": ...}``), of which ``prefer`` chooses "teacher" (the
+    student where there is none) or "student".
 
-def torchvision_to_detectron2(name: str) -> str:
-    """detectron2's name of a parameter of a torchvision ResNet: layer1.0.bn2.weight is res2.0.conv2.norm.weight."""
-    for pattern, replacement in _TORCHVISION_RULES:
-        name = pattern.sub(replacement, name)
-    return name
-
-
-def _current_name(name: str) -> str:
-    """Current name of a MaskFormer parameter: old files lack ``pixel_decoder.`` in the names of its parts."""
-    head = "sem_seg_head."
-    # DeepLab's head has a part named decoder, MaskFormer's never had.
-    parts = ("predictor.", "pixel_decoder.", "decoder.")
-    if name.startswith(head) and not name.startswith(tuple(head + part for part in parts)):
-        return f"{head}pixel_decoder.{name.removeprefix(head)}"
-    return name
-
-
-def _rename(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """(tensors under our names, kind of the file)."""
-    if any(name.startswith("sem_seg_head.") for name in tensors):
-        if not any(name.startswith("sem_seg_head.predictor.query_embed") for name in tensors) and any(
-            re.match(r"sem_seg_head\.(decoder|predictor)\.", name) for name in tensors
-        ):
-            return tensors, "DeepLab"
-        renamed = {_current_name(name): value for name, value in tensors.items()}
-        return renamed, "MaskFormer" if renamed.keys() == tensors.keys() else "MaskFormer, legacy names"
-    if "layer1.0.conv1.weight" in tensors:
-        return {f"backbone.{torchvision_to_detectron2(name)}": value for name, value in tensors.items()}, (
-            "torchvision ResNet"
-        )
-    if any(name.startswith("res2_0_branch") for name in tensors):
-        weights = {name: value for name, value in tensors.items() if not name.endswith("_momentum")}
-        converted, _ = convert_c2_detectron_names(weights)
-        return {f"backbone.{name}": value for name, value in converted.items()}, "Caffe2 ResNet"
-    if any(name.startswith(("stem.", "res2.")) for name in tensors):
-        return {f"backbone.{name}": value for name, value in tensors.items()}, "detectron2 ResNet"
-    return tensors, "unknown names"
-
-
-def _convention(kind: str, author: str, path: str, tensors: dict[str, Tensor]) -> str:
-    if kind in ("torchvision ResNet", "Caffe2 ResNet"):
-        return "torchvision" if kind == "torchvision ResNet" else "caffe2"
-    if kind != "detectron2 ResNet":
-        return ""
-    for source in (author.lower(), path.lower()):
-        if "torchvision" in source:
-            return "torchvision"
-        if "msra" in source or "caffe2" in source:
-            return "caffe2"
-    # Only Caffe2's files have batch norm fused into an affine layer, without statistics.
-    return "" if any(name.endswith(".running_var") for name in tensors) else "caffe2"
-
-
-def read_weight_file(path: str, prefer: str = "teacher") -> WeightFile:
-    """Read a weight file of any supported form; no code that a file may contain is run.
-
-    Forms: a torchvision ResNet state dict; an ImageNet ResNet of detectron2's model zoo (``{"model": ...}``) or of
-    Caffe2; a MaskFormer checkpoint with current or legacy names; a checkpoint of ours (``{"model": student, "teacher":
-    ...}``), of which ``prefer`` chooses "teacher" (the student where there is none) or "student".
+    Args:
+        path: a file (``.pth``, ``.pkl``, ``.safetensors``, ...) or an address, see
+            :mod:`~rc2l.modeling.weight_sources`.
+        prefer: see above.
+        network: whose names the tensors shall have; its own names are never changed.
 
     Raises:
         FileNotFoundError: no such file, or it cannot be fetched.
@@ -198,12 +141,11 @@ def read_weight_file(path: str, prefer: str = "teacher") -> WeightFile:
     """
     if prefer not in ("teacher", "student"):
         raise ValueError(f"prefer is '{prefer}'; choose teacher or student")
-    local = _local_path(path)
+    local = local_weights(path)
     state, role, author = _select(_deserialize(local, path), prefer, path)
     tensors, not_tensors = _to_tensors(state)
     if not tensors:
         raise ValueError(f"MODEL.WEIGHTS: {path} holds no named tensors; {_RESAVE}")
-    tensors, kind = _rename(tensors)
-    convention = _convention(kind, author, path, tensors)
+    tensors, kind, expected_input = interpret(tensors, WeightSource(path, local, author), network)
     kind = f"{kind}, {role}" if role else kind
-    return WeightFile(path, _sha256(local), kind, convention, tensors, not_tensors)
+    return WeightFile(path, _sha256(local), kind, expected_input, tensors, not_tensors)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling.backbone.resnet import ResNet
 from torch import Tensor, nn
 
 from rc2l.modeling.weight_files import WeightFile, read_weight_file
@@ -72,8 +73,9 @@ def load_weights(
     config says. The summary is one record of the logger "rc2l.weights".
 
     Args:
-        path: see :func:`~rc2l.modeling.weight_files.read_weight_file`; also ``detectron2://`` and other addresses that
-            detectron2's PathManager knows. "" loads nothing.
+        path: a file, or ``package://``, ``timm://``, ``hf-hub:``, ``https://``, ``detectron2://`` and other addresses
+            that detectron2's PathManager knows; see :func:`~rc2l.modeling.weight_files.read_weight_file`. "" loads
+            nothing.
         prefer: "teacher" or "student", of a checkpoint of ours.
         cfg: if given, a warning is raised where the weights expect another input than it gives.
         strict: for evaluation: raise if any tensor of the model is not filled completely.
@@ -85,7 +87,7 @@ def load_weights(
     if not path:
         logger.info("weights: MODEL.WEIGHTS is empty, training starts from random weights")
         return LoadReport(path, missing=list(model.state_dict()))
-    file = read_weight_file(path, prefer)
+    file = read_weight_file(path, prefer, model)
     report = LoadReport(path, file.sha256, file.kind)
     state = model.state_dict()
     matched = _match(file.tensors, state, report)
@@ -95,7 +97,7 @@ def load_weights(
     ignored = {name for name in state if name == _FROM_CONFIG or name.endswith("num_batches_tracked")}
     report.loaded = [name for name in state if name in matched and name != _FROM_CONFIG]
     report.missing = [name for name in state if name not in matched.keys() | identity.keys() | ignored]
-    _check_backbone(file, state, report)
+    _check_backbone(model, file, state, report)
     if strict and (report.missing or report.sliced):
         incomplete = [*report.missing, *report.sliced]
         raise ValueError(
@@ -162,31 +164,55 @@ def _group(name: str) -> str:
 
 
 def _blocks(names: Iterable[str]) -> dict[str, int]:
-    """Number of residual blocks of each stage found in the names."""
-    found = {match[0] for name in names if (match := re.match(r"backbone\.(res\d)\.\d+\.", name))}
-    return dict(sorted(Counter(block.split(".")[1] for block in found).items()))
+    """How many numbered blocks each part of the backbone has: backbone.res2.0, backbone.net.blocks.11 ..."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        for match in re.finditer(r"\.(\d+)(?=\.)", name if name.startswith("backbone.") else ""):
+            found.setdefault(name[: match.start()], set()).add(match[1])
+    return {part: len(found[part]) for part in sorted(found)}
 
 
-def _check_backbone(file: WeightFile, state: dict[str, Tensor], report: LoadReport) -> None:
-    expected = {name for name in state if name.startswith("backbone.") and not name.endswith(_STATISTICS)}
+def _how_to_fit(backbone: nn.Module) -> tuple[str, str]:
+    """Which keys give the backbone the depth, and the width, of a file."""
+    if isinstance(backbone, ResNet):
+        return "MODEL.RESNETS.DEPTH", "MODEL.RESNETS.{DEPTH, STEM_OUT_CHANNELS, RES2_OUT_CHANNELS}"
+    if hasattr(backbone, "timm_name"):
+        return "MODEL.TIMM.NAME", "MODEL.TIMM.NAME"
+    return "MODEL.BACKBONE.NAME and its keys", "MODEL.BACKBONE.NAME and its keys"
+
+
+def _check_backbone(model: nn.Module, file: WeightFile, state: dict[str, Tensor], report: LoadReport) -> None:
+    backbone = getattr(model, "backbone", None)
+    new = tuple(f"backbone.{part}." for part in getattr(backbone, "new_parts", ()))
+    expected = {
+        name
+        for name in state
+        if name.startswith("backbone.") and not name.endswith(_STATISTICS) and not name.startswith(new)
+    }
     matched = expected.intersection(report.loaded)
-    in_file, in_model = _blocks(file.tensors), _blocks(state)
-    other_depth = any(in_file.get(stage, count) != count for stage, count in in_model.items())
-    blocks = f"a ResNet with blocks {tuple(in_file.values())}, the model has {tuple(in_model.values())}"
+    in_file, in_model = _blocks(file.tensors), _blocks(expected)
+    other_depth = any(in_file.get(part, count) != count for part, count in in_model.items())
+    shared = [part for part in in_model if part in in_file]
+    blocks = (
+        f"a network with blocks {tuple(in_file[part] for part in shared)}, "
+        f"the model has {tuple(in_model[part] for part in shared)}"
+    )
+    depth_keys, width_keys = _how_to_fit(backbone)
     if 2 * len(matched) < len(expected):
         misfits = [name for name in report.skipped if name in expected]
         if not any(name.startswith("backbone.") for name in file.tensors):
             cause = f"its names ({', '.join(list(file.tensors)[:3])}, ...) are not those of a backbone"
-            fix = "give a ResNet of torchvision or detectron2, or a MaskFormer checkpoint"
+            fix = "give weights of this backbone, a checkpoint with it, or register a format for such files"
         elif other_depth:
             cause = f"it holds {blocks}"
-            fix = "set MODEL.RESNETS.DEPTH to the file's, or give another file"
+            fix = f"set {depth_keys} to the file's, or give another file"
         elif misfits:
             cause = f"another width or block, first {misfits[0]} {report.skipped[misfits[0]]}"
-            fix = "set MODEL.RESNETS.{DEPTH, STEM_OUT_CHANNELS, RES2_OUT_CHANNELS} to the file's, or give another file"
+            fix = f"set {width_keys} to the file's, or give another file"
         else:
-            cause = "another architecture"
-            fix = "set MODEL.BACKBONE.NAME and MODEL.RESNETS to what the file was trained with, or give another file"
+            names = [name.removeprefix("backbone.") for name in file.tensors if name.startswith("backbone.")]
+            cause = f"another architecture, with names such as {', '.join(names[:3])}"
+            fix = "set MODEL.BACKBONE.NAME and its keys to what the file was trained with, or give another file"
         raise ValueError(
             f"MODEL.WEIGHTS: {file.path} ({file.kind}) fits {len(matched)} of the backbone's {len(expected)} "
             f"parameters; likely cause: {cause}; fix: {fix}"
@@ -194,14 +220,14 @@ def _check_backbone(file: WeightFile, state: dict[str, Tensor], report: LoadRepo
     if other_depth:
         report.warnings.append(
             f"MODEL.WEIGHTS: {file.path} holds {blocks}: {len(expected) - len(matched)} of the model's "
-            f"{len(expected)} backbone parameters stay as initialised; check MODEL.RESNETS.DEPTH"
+            f"{len(expected)} backbone parameters stay as initialised; check {depth_keys}"
         )
 
 
 def _statistics_warnings(model: nn.Module, file: WeightFile) -> list[str]:
     trains_statistics = any(isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) for module in model.modules())
     lacks_statistics = not any(name.endswith(".running_var") for name in file.tensors)
-    if file.convention and trains_statistics and lacks_statistics:
+    if file.expected_input and trains_statistics and lacks_statistics:
         return [
             f"MODEL.WEIGHTS: {file.path} has batch norm fused into an affine map, without statistics, but the model's "
             "batch norm would replace them by those of its batches; set MODEL.RESNETS.NORM to FrozenBN"
@@ -209,27 +235,34 @@ def _statistics_warnings(model: nn.Module, file: WeightFile) -> list[str]:
     return []
 
 
-_TORCHVISION_INPUT = {"FORMAT": "RGB", "PIXEL_STD": [58.395, 57.12, 57.375], "STRIDE_IN_1X1": False}
-_CAFFE2_INPUT = {"FORMAT": "BGR", "PIXEL_STD": [1.0, 1.0, 1.0], "STRIDE_IN_1X1": True}
-
-
 def _input_warnings(cfg: CfgNode, file: WeightFile) -> list[str]:
-    if not file.convention:
+    expected = file.expected_input
+    if expected is None:
         return []
-    wanted = _TORCHVISION_INPUT if file.convention == "torchvision" else _CAFFE2_INPUT
     differing = []
-    if wanted["FORMAT"] != cfg.INPUT.FORMAT:
-        differing.append(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, they expect {wanted['FORMAT']}")
-    # A few per cent of another deviation are harmless: published configs round it differently.
-    ratios = [actual / expected for actual, expected in zip(cfg.MODEL.PIXEL_STD, wanted["PIXEL_STD"], strict=False)]
-    if not all(0.9 < ratio < 1.1 for ratio in ratios):
-        differing.append(f"MODEL.PIXEL_STD is {list(cfg.MODEL.PIXEL_STD)}, they expect {wanted['PIXEL_STD']}")
+    if expected.format != cfg.INPUT.FORMAT:
+        differing.append(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, they expect {expected.format}")
+    # A few per cent of a deviation are harmless: published configs round it differently.
+    actual = [*cfg.MODEL.PIXEL_STD]
+    if len(actual) != len(expected.std) or not all(
+        0.9 < a / b < 1.1 for a, b in zip(actual, expected.std, strict=True)
+    ):
+        differing.append(f"MODEL.PIXEL_STD is {actual}, they expect {list(expected.std)}")
+    # On the scale of pixels: weights that divide by 1 were trained on differences of tens.
+    mean = [*cfg.MODEL.PIXEL_MEAN]
+    spread = [max(0.1 * std, 2.0) for std in expected.std]
+    near = [abs(a - b) <= c for a, b, c in zip(mean, expected.mean, spread, strict=False)]
+    if len(mean) != len(expected.mean) or not all(near):
+        differing.append(f"MODEL.PIXEL_MEAN is {mean}, they expect {list(expected.mean)}")
     # Basic blocks (18, 34) have no 1x1 convolution to put the stride in.
-    if cfg.MODEL.RESNETS.DEPTH >= 50 and wanted["STRIDE_IN_1X1"] is not cfg.MODEL.RESNETS.STRIDE_IN_1X1:
+    if (
+        expected.stride_in_1x1 is not None
+        and cfg.MODEL.RESNETS.DEPTH >= 50
+        and expected.stride_in_1x1 is not cfg.MODEL.RESNETS.STRIDE_IN_1X1
+    ):
         differing.append(
-            f"MODEL.RESNETS.STRIDE_IN_1X1 is {cfg.MODEL.RESNETS.STRIDE_IN_1X1}, they expect {wanted['STRIDE_IN_1X1']}"
+            f"MODEL.RESNETS.STRIDE_IN_1X1 is {cfg.MODEL.RESNETS.STRIDE_IN_1X1}, they expect {expected.stride_in_1x1}"
         )
     if not differing:
         return []
-    source = "torchvision" if file.convention == "torchvision" else "Caffe2 (MSRA)"
-    return [f"MODEL.WEIGHTS: {file.path} holds {source} weights, but {'; '.join(differing)}"]
+    return [f"MODEL.WEIGHTS: {file.path} holds {expected.source} weights, but {'; '.join(differing)}"]
