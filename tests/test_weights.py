@@ -17,7 +17,7 @@ import rc2l  # noqa: F401  makes detectron2 importable
 from detectron2.modeling import build_model
 
 from rc2l.config import get_rc2l_cfg
-from rc2l.modeling import weight_files
+from rc2l.modeling import weight_formats, weight_sources
 from rc2l.modeling.weight_files import read_weight_file
 from rc2l.modeling.weight_formats import torchvision_to_detectron2
 from rc2l.modeling.weights import load_weights
@@ -32,6 +32,7 @@ def make_cfg(depth: int = 18, width: int = 64, **overrides):
     values = {
         "MODEL.META_ARCHITECTURE": "MaskFormer",
         "MODEL.DEVICE": "cpu",
+        "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
         "MODEL.PIXEL_STD": RGB_STD,
         "MODEL.BACKBONE.NAME": "build_basic_resnet_backbone" if depth < 50 else "build_resnet_backbone",
         "MODEL.BACKBONE.FREEZE_AT": 0,
@@ -204,12 +205,14 @@ def test_caffe2_pkl_has_batch_norm_as_affine_map(norm, wrapped, tmp_path):
         ("torchvision", {}, []),
         ("torchvision", {"INPUT__FORMAT": "BGR"}, ["INPUT.FORMAT is BGR, they expect RGB"]),
         ("torchvision", {"MODEL__PIXEL_STD": [1.0, 1.0, 1.0]}, ["MODEL.PIXEL_STD is"]),
+        ("torchvision", {"MODEL__PIXEL_MEAN": [103.53, 116.28, 123.675]}, ["MODEL.PIXEL_MEAN is"]),
         ("torchvision", {"MODEL__RESNETS__STRIDE_IN_1X1": True}, ["STRIDE_IN_1X1 is True, they expect False"]),
         ("caffe2", {}, ["they expect BGR", "MODEL.PIXEL_STD is", "STRIDE_IN_1X1 is False, they expect True"]),
         (
             "caffe2",
             {
                 "INPUT__FORMAT": "BGR",
+                "MODEL__PIXEL_MEAN": [103.53, 116.28, 123.675],
                 "MODEL__PIXEL_STD": [1.0, 1.0, 1.0],
                 "MODEL__RESNETS__STRIDE_IN_1X1": True,
                 "MODEL__RESNETS__NORM": "FrozenBN",
@@ -271,9 +274,9 @@ def test_maskformer_checkpoint(names, form, tmp_path):
 def test_legacy_names_are_those_of_the_official_code(depth, decoder):
     keys = json.loads(shared_file(f"reference/maskformer_keys_r{depth}.json").read_text())[decoder]
     for current, old in keys["legacy_v1_names"].items():
-        assert weight_files._current_name(old) == current
+        assert weight_formats._current_name(old) == current
     for current in keys["state_dict"]:
-        assert weight_files._current_name(current) == current
+        assert weight_formats._current_name(current) == current
 
 
 @pytest.mark.parametrize(("prefer", "expected"), [("teacher", 1), ("student", 0)])
@@ -334,7 +337,7 @@ def test_addresses_go_through_path_manager(tmp_path, monkeypatch):
     path = tmp_path / "cached"  # without its suffix, as a download may be kept
     dump({"model": {name: value.numpy() for name, value in tiny(1).state_dict().items()}}, path)
     asked = []
-    monkeypatch.setattr(weight_files.PathManager, "get_local_path", lambda name: asked.append(name) or str(path))
+    monkeypatch.setattr(weight_sources.PathManager, "get_local_path", lambda name: asked.append(name) or str(path))
     report = load_weights(tiny(2), "detectron2://COCO/model.pkl", strict=True)
     assert asked == ["detectron2://COCO/model.pkl"] and report.missing == []
 

@@ -73,37 +73,36 @@ def register_weight_format(new: WeightFormat) -> WeightFormat:
 def interpret(
     tensors: Tensors, source: WeightSource, network: nn.Module | None
 ) -> tuple[Tensors, str, ExpectedInput | None]:
-    """(tensors under our names, kind of the file, expected input). Names that the network has itself are kept."""
+    """(tensors under our names, kind of the file, expected input).
+
+    Names that are the network's own, or its backbone's own, are kept whatever a format makes of the others.
+    """
     own = set(network.state_dict()) if network is not None else set()
-    for known in _FORMATS:
-        if known.recognise(tensors, network):
-            break
-    else:
-        return tensors, "the network's own names" if own & tensors.keys() else "unknown names", None
     kept = {name: value for name, value in tensors.items() if name in own}
     rest = {name: value for name, value in tensors.items() if name not in own}
-    renamed = known.rename(rest, network) if rest else {}
+    of_backbone = _are_the_backbones_own(rest, own)
+    known = next((known for known in _FORMATS if known.recognise(tensors, network)), None)
+    renamed = rest
+    if of_backbone:
+        renamed = _prefixed(rest)
+    elif known is not None and rest:
+        renamed = known.rename(rest, network)
+    if known is None:
+        kind = "its network's own names" if kept or of_backbone else "unknown names"
+        return {**renamed, **kept}, kind, None
     variant = known.variant(renamed | kept, tensors)
     kind = f"{known.name}, {variant}" if variant else known.name
-    # What the network calls its own is its own, whatever a renamed tensor would put there.
     return {**renamed, **kept}, kind, known.expected_input(tensors, source, network)
+
+
+def _are_the_backbones_own(tensors: Tensors, own: set[str]) -> bool:
+    """Whether at least half of the tensors are those of the backbone, saved without the rest of the network."""
+    found = sum(f"backbone.{name}" in own for name in tensors)
+    return bool(tensors) and 2 * found >= len(tensors)
 
 
 def _prefixed(tensors: Tensors, prefix: str = "backbone.") -> Tensors:
     return {f"{prefix}{name}": value for name, value in tensors.items()}
-
-
-# --- what our networks and parts of them save -----------------------------------------------------------------------
-
-
-def _are_the_backbones_own(tensors: Tensors, network: nn.Module | None) -> bool:
-    if network is None or not hasattr(network, "backbone"):
-        return False
-    own = network.backbone.state_dict().keys()
-    return bool(tensors) and 2 * len(own & tensors.keys()) >= len(tensors)
-
-
-register_weight_format(WeightFormat("the backbone's own names", _are_the_backbones_own, lambda x, _: _prefixed(x)))
 
 
 # --- residual networks ----------------------------------------------------------------------------------------------
