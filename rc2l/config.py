@@ -175,7 +175,8 @@ def add_rc2l_losses_config(cfg: CfgNode) -> None:
     # Stop the gradient at the target region features r^t of eq. 7.
     cfg.RC2L.DETACH_TARGET = True
     # Union of eq. 10: sum (sum_q p_q(c) m_q, at most 1) | max (max_q p_q(c) m_q) | noisy_or (1 - prod_q (1 - p_q(c)
-    # m_q)) | hard (sum, at most 1, of the masks whose most probable class, "no object" left out, is c).
+    # m_q)) | hard (sum, at most 1, of the masks whose most probable class, "no object" left out, is c). Where a sum
+    # exceeds 1, only a gradient that lowers it passes.
     cfg.RC2L.UNION = "sum"
 
 

@@ -109,6 +109,51 @@ def test_semantic_union_by_hand(union, expected):
     torch.testing.assert_close(merged, torch.tensor(expected).view(1, 1, 1, 2), atol=1e-6, rtol=0)
 
 
+def claimed_twice(union: str, target: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """SMC's value and gradient at the mask logits of a pixel that two queries of class 0 claim, 0.9 and 0.8."""
+    logits = torch.tensor([[[0.99, 0.01], [0.99, 0.01]]]).log()
+    mask_logits = torch.tensor([0.9, 0.8]).logit().view(1, 2, 1, 1).requires_grad_()
+    merged = region.semantic_union(logits, mask_logits.sigmoid(), torch.tensor([[0]]), union)
+    everywhere = torch.ones(1, 1, 1, dtype=torch.bool)
+    pseudo = torch.full((1, 1, 1, 1), target)
+    loss = sum(region.semantic_mask_consistency(merged, pseudo, everywhere[0], everywhere)).sum()
+    loss.backward()
+    return merged.detach(), mask_logits.grad.flatten()
+
+
+@pytest.mark.parametrize("union", region.UNIONS)
+def test_a_false_positive_that_several_masks_claim_is_pushed_down(union):
+    merged, gradient = claimed_twice(union, target=False)
+    assert 0.85 < merged <= 1
+    assert (gradient >= 0).all() and gradient.sum() > 0.01
+    if union != "max":
+        assert (gradient > 0).all()
+    _, gradient = claimed_twice(union, target=True)  # right already: never pushed down, a sum above 1 nor up
+    assert (gradient <= 0).all() and (union in ("max", "noisy_or") or (gradient == 0).all())
+
+
+@pytest.mark.parametrize("union", region.UNIONS)
+def test_unions_are_finite_where_masks_and_classes_are_certain(union):
+    mask_logits = torch.tensor([[200.0, 200.0, -200.0], [200.0, -200.0, -200.0], [0.0, 0.5, 1.0]]).view(1, 3, 1, 3)
+    mask_logits.requires_grad_()
+    logits = torch.tensor([[[300.0, 0.0], [300.0, 0.0], [0.0, 300.0]]], requires_grad=True)
+    merged = region.semantic_union(logits, mask_logits.sigmoid(), torch.tensor([[0]]), union)
+    for target in (True, False):
+        pseudo = torch.full((1, 1, 1, 3), target)
+        valid = torch.ones(1, 1, 3, dtype=torch.bool)
+        loss = sum(region.semantic_mask_consistency(merged, pseudo, valid[:, 0, :1], valid)).sum()
+        for gradient in torch.autograd.grad(loss, (logits, mask_logits), retain_graph=True, allow_unused=True):
+            assert torch.isfinite(loss) and (gradient is None or torch.isfinite(gradient).all())
+
+
+def test_noisy_or_has_its_exact_gradient_at_a_claim_of_one():
+    weights_logits = torch.tensor([[[800.0, 0.0], [0.0, 0.0]]], dtype=torch.float64)  # p = 1 and 0.5
+    masks = torch.tensor([1.0, 0.4], dtype=torch.float64).view(1, 2, 1, 1).requires_grad_()
+    region.semantic_union(weights_logits, masks, torch.tensor([[0]]), "noisy_or").sum().backward()
+    # d/dm_0 = p_0 (1 - p_1 m_1); d/dm_1 = p_1 (1 - p_0 m_0) = 0
+    torch.testing.assert_close(masks.grad.flatten(), torch.tensor([0.8, 0.0], dtype=torch.float64))
+
+
 def test_unknown_union_is_an_error():
     with pytest.raises(ValueError, match=r"RC2L\.UNION must be one of sum, max, noisy_or, hard"):
         region.semantic_union(torch.zeros(1, 1, 2), torch.zeros(1, 1, 1, 1), torch.zeros(1, 1).long(), "mean")
@@ -179,6 +224,8 @@ def everything(shape=(2, 3)) -> torch.Tensor:
 def test_gradients_are_those_of_the_function(name):
     """All but RFC with its stopped target, whose gradient is not that of its value; `rfc_full` stands for it."""
     case = random_case(size=3)
+    if name == "smc_hard":  # where a sum exceeds 1 the gradient is not that of the clamped value, on purpose
+        case["masks"] -= 3
     inputs = [case[key].clone().requires_grad_() for key in ("logits", "masks", "features")]
     matched = torch.tensor([[True, True, True], [True, False, True]])
 

@@ -114,8 +114,60 @@ def region_class_consistency(student_logits: Tensor, labels: Tensor, matched: Te
     return loss * matched
 
 
+class _AtMostOne(torch.autograd.Function):
+    """min(x, 1), whose gradient still passes above 1 where a step against it lowers x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x > 1)
+        return x.clamp(max=1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (above,) = ctx.saved_tensors
+        return torch.where(above, gradient.clamp(min=0), gradient)
+
+
+class _NoisyOr(torch.autograd.Function):
+    """1 - prod_q (1 - w_q m_q), query by query: neither pass holds a (B, T, Q, h, w) tensor."""
+
+    @staticmethod
+    def forward(ctx, weights: Tensor, masks: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, masks)
+        return -torch.expm1(_log_none(weights, masks))
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        weights, masks = ctx.saved_tensors
+        gradient = gradient * _log_none(weights, masks).exp()
+        of_weights, of_masks = torch.empty_like(weights), torch.empty_like(masks)
+        for q in range(masks.shape[1]):
+            # The product without q is that of all divided by q's factor, which is never below eps.
+            without = gradient / (1 - _claims(weights, masks, q))
+            of_weights[:, :, q] = torch.einsum("bthw,bhw->bt", without, masks[:, q])
+            of_masks[:, q] = torch.einsum("bthw,bt->bhw", without, weights[:, :, q])
+        return of_weights, of_masks
+
+
+def _claims(weights: Tensor, masks: Tensor, q: int) -> Tensor:
+    claims = weights[:, :, q, None, None] * masks[:, None, q]
+    return claims.clamp(max=1 - torch.finfo(claims.dtype).eps)
+
+
+def _log_none(weights: Tensor, masks: Tensor) -> Tensor:
+    """log prod_q (1 - w_q m_q)."""
+    total = masks.new_zeros(*weights.shape[:2], *masks.shape[2:])
+    for q in range(masks.shape[1]):
+        total += torch.log1p(-_claims(weights, masks, q))
+    return total
+
+
 def semantic_union(logits: Tensor, masks: Tensor, labels: Tensor, union: str = "sum") -> Tensor:
     """Union({m_q^s}, c) of RC²L eq. 10: all student masks of a class merged into one.
+
+    A plain clamp of ``sum`` and ``hard`` at 1 would have no gradient where several masks claim a pixel, wrongly claimed
+    pixels included; here such a pixel is still pushed down where the loss asks for less, and never up. docs/results.md
+    has the measurement that made this the default.
 
     Args:
         logits: (B, Q, K+1).
@@ -140,11 +192,10 @@ def semantic_union(logits: Tensor, masks: Tensor, labels: Tensor, union: str = "
     # (B, T, Q): probability of each slot's class for each query
     weights = class_probs.transpose(1, 2).gather(1, labels[..., None].expand(-1, -1, class_probs.shape[1]))
     if union in ("sum", "hard"):
-        return torch.einsum("btq,bqhw->bthw", weights, masks).clamp(max=1)
-    weighted = weights[..., None, None] * masks[:, None]  # (B, T, Q, h, w): the reason why `sum` is the default
-    if union == "max":
-        return weighted.amax(2)
-    return 1 - (1 - weighted).prod(2)
+        return _AtMostOne.apply(torch.einsum("btq,bqhw->bthw", weights, masks))
+    if union == "noisy_or":
+        return _NoisyOr.apply(weights, masks)
+    return (weights[..., None, None] * masks[:, None]).amax(2)
 
 
 def semantic_mask_consistency(
