@@ -133,8 +133,17 @@ def reference() -> dict[str, torch.Tensor]:
         return {key[7:]: torch.as_tensor(file[key]) for key in file.files if key.startswith("update/")}
 
 
+def official_bank(reference: dict[str, torch.Tensor], start: str) -> tuple[MemoryBank, list[list[int]]]:
+    """An empty bank of the reference's sizes, and for each class an empty list of its numbers of new entries."""
+    K = sum(key.startswith(f"{start}0/after_fts") for key in reference)
+    size = int(reference["memory_per_class"])
+    channels = (reference[f"{start}0/{name}"].shape[1] for name in ("fts", "rep"))
+    return MemoryBank(K, size, *channels, (8, 16, 32), 0), [[] for _ in range(K)]
+
+
 def official_update(memory: MemoryBank, reference: dict[str, torch.Tensor], call: str) -> None:
     """One update with all labelled pixels of a call, the densities measured as the auxiliary does."""
+    K = len(memory.count)
     labels = reference[f"{call}/label"].flatten()
     labels = torch.where(labels == 255, K, labels)
     features, projections = (reference[f"{call}/{name}"].permute(0, 2, 3, 1).flatten(0, 2) for name in ("fts", "rep"))
@@ -152,24 +161,29 @@ def newest_call_first(memory: MemoryBank, values: torch.Tensor, k: int, calls: l
 
 def test_updates_of_an_empty_bank_store_what_the_official_ones_do(reference):
     """Its densities are all 0 (quirks 18 and 19); ours are measured as soon as there are 32 entries."""
-    memory, calls = MemoryBank(K, 1200, 8, 8, (8, 16, 32), 0), [[], [], []]
+    memory, calls = official_bank(reference, "a")
+    K = len(calls)
     for call in ("a0", "a1"):
         official_update(memory, reference, call)
         for k in range(K):
             calls[k].append(int((reference[f"{call}/label"] == k).sum()))
             expected = F.normalize(reference[f"{call}/after_fts{k}"], dim=1)
             torch.testing.assert_close(newest_call_first(memory, memory.features, k, calls[k]), expected)
-    assert [int((memory.measured[k] >= 0).sum()) for k in range(K)] == [calls[0][1], 0, calls[2][1]]
+    # A class is measured by a call that finds the largest number of neighbors in its memory.
+    measured = [new if earlier >= max(memory.neighbors) else 0 for earlier, new in calls]
+    assert [int((memory.measured[k] >= 0).sum()) for k in range(K)] == measured
 
 
 def test_updates_of_a_filled_bank_equal_the_official_ones(reference):
-    memory, calls = MemoryBank(K, 1200, 8, 8, (8, 16, 32), 0), [[], [], []]
+    memory, calls = official_bank(reference, "b")
+    K, size = len(calls), int(reference["memory_per_class"])
     for k in range(K):  # the newest official entry is the first, ours the last
-        memory.features[k, :1100] = F.normalize(reference[f"b/init_fts{k}"], dim=1).flip(0)
-        memory.projections[k, :1100] = reference[f"b/init_proj{k}"].flip(0)
-        memory.density[k, :1100] = reference[f"b/init_density{k}"][:1100].flip(0)
-    memory.count.fill_(1100)
-    memory.position.fill_(1100)
+        filled = len(reference[f"b/init_fts{k}"])
+        memory.features[k, :filled] = F.normalize(reference[f"b/init_fts{k}"], dim=1).flip(0)
+        memory.projections[k, :filled] = reference[f"b/init_proj{k}"].flip(0)
+        memory.density[k, :filled] = reference[f"b/init_density{k}"][:filled].flip(0)
+        memory.count[k] = filled
+        memory.position[k] = filled % size
     for call in ("b0", "b1", "b2"):
         official_update(memory, reference, call)
         for k in range(K):
@@ -182,9 +196,9 @@ def test_updates_of_a_filled_bank_equal_the_official_ones(reference):
                 number = sum(calls[k])
                 laid_out = newest_call_first(memory, ours, k, calls[k])[:number]
                 torch.testing.assert_close(laid_out, expected[:number], atol=1e-5, rtol=1e-5)
-                old = ours[k].roll(-int(memory.position[k]), 0)[1200 - count : 1200 - number].flip(0)
+                old = ours[k].roll(-int(memory.position[k]), 0)[size - count : size - number].flip(0)
                 torch.testing.assert_close(old, expected[number:], atol=1e-5, rtol=1e-5)
-    assert (memory.count == 1200).all() and int(reference["b2/full"]) == 1
+    assert (memory.count == size).all() == bool(reference["b2/full"])
 
 
 def of_rank(rank: int, step: int) -> dict[str, torch.Tensor]:
