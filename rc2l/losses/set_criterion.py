@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rc2l.losses.mask import dice_loss, focal_loss
 from rc2l.losses.regions import Regions
+from rc2l.losses.upsampled_mask import upsampled_mask_losses
 
 
 def set_criterion(
@@ -57,12 +57,8 @@ def set_criterion(
     sizes = [len(image) for image, _, _ in pairs]
     image, slot = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[2] for pair in pairs])
     predicted = torch.cat([masks[image, query] for (_, masks), (image, query, _) in zip(layers, pairs, strict=True)])
-    predicted = F.interpolate(predicted[:, None], size=regions.index.shape[-2:], mode="bilinear", align_corners=False)[
-        :, 0
-    ]
-    masks, valid = regions.select(image, slot), regions.valid[image]
-    focal = focal_loss(predicted, masks, valid).split(sizes)
-    dice = dice_loss(predicted.sigmoid(), masks, valid).split(sizes)
+    focal, dice = upsampled_mask_losses(predicted, regions, image, slot)
+    focal, dice = focal.split(sizes), dice.split(sizes)
 
     losses = {}
     for layer in range(L):

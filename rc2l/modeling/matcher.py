@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rc2l.losses.mask import FOCAL_ALPHA, FOCAL_GAMMA
+from rc2l.losses.mask import FOCAL_ALPHA
 from rc2l.losses.regions import Regions
 
 #: Stands for a cost that is not finite: lower than any other.
 _NOT_FINITE = -1e6
+#: Pixels of masks that a CPU works on together, so that they stay in its cache.
+_PIXELS_AT_ONCE = 400_000
 
 
 @dataclass
@@ -34,19 +36,57 @@ class Matches:
 def mask_cost(masks: Tensor, regions: Regions, mask_weight: float, dice_weight: float) -> Tensor:
     """Focal and dice cost of every query and slot, over the valid pixels.
 
+    On a GPU one batch of all images, whatever the number of slots; on a CPU image by image, which fits its cache, and
+    only for slots that hold a pixel: the cost of the others is 0 there.
+
     Shape:
         masks (B, Q, h, w) logits; regions at the same resolution. Result (B, Q, T).
     """
-    x = masks.flatten(2)
+    return (mask_cost_by_image if masks.device.type == "cpu" else mask_cost_batched)(
+        masks, regions, mask_weight, dice_weight
+    )
+
+
+def mask_cost_batched(masks: Tensor, regions: Regions, mask_weight: float, dice_weight: float) -> Tensor:
+    """:func:`mask_cost` of all images and slots in one go."""
     valid = regions.valid.flatten(1)
-    target = (regions.masks().flatten(2) & valid[:, None]).to(x.dtype).transpose(1, 2)  # (B, hw, T)
-    valid = valid.to(x.dtype)[..., None]
+    target = (regions.masks().flatten(2) & valid[:, None]).to(masks.dtype)  # (B, T, hw)
+    target = torch.cat([target, valid[:, None].to(masks.dtype)], 1).transpose(1, 2)
+    return _mask_cost(masks.flatten(2), target, mask_weight, dice_weight)
+
+
+def mask_cost_by_image(masks: Tensor, regions: Regions, mask_weight: float, dice_weight: float) -> Tensor:
+    """:func:`mask_cost` of one image after the other, for the slots that hold a pixel."""
+    at_once = max(1, _PIXELS_AT_ONCE // max(1, masks.shape[2] * masks.shape[3]))
+    cost = masks.new_zeros(*masks.shape[:2], regions.labels.shape[1])
+    for b, present in enumerate(regions.present()):
+        slots = present.nonzero()[:, 0]
+        if len(slots) == 0:
+            continue
+        valid = regions.valid[b].flatten()
+        inside = (regions.index[b].flatten() == slots[:, None]) & valid
+        target = torch.cat([inside, valid[None]]).to(masks.dtype).T
+        for first in range(0, masks.shape[1], at_once):
+            queries = slice(first, first + at_once)
+            cost[b, queries, slots] = _mask_cost(masks[b, queries].flatten(1), target, mask_weight, dice_weight)
+    return cost
+
+
+def _mask_cost(x: Tensor, target: Tensor, mask_weight: float, dice_weight: float) -> Tensor:
+    """Cost (*, Q, T) of logits (*, Q, P) and targets (*, P, T + 1), of which the last is that of the valid pixels."""
     p = x.sigmoid()
-    softplus = F.softplus(x)
-    positive = FOCAL_ALPHA * (1 - p).pow(FOCAL_GAMMA) * (softplus - x)
-    negative = (1 - FOCAL_ALPHA) * p.pow(FOCAL_GAMMA) * softplus
-    focal = ((positive - negative) @ target + negative @ valid) / valid.sum(1, keepdim=True).clamp(min=1)
-    dice = 1 - (2 * (p @ target) + 1) / (p @ valid + target.sum(1, keepdim=True) + 1)
+    # log(1 - p) is log p - x, and log p is x itself where p is too small for a float.
+    log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log_()
+    torch.minimum(log_p, x, out=log_p)
+    overlap = p @ target
+    negative = (log_p - x).mul_(p).mul_(p)  # p^2 log(1 - p)
+    positive = log_p.mul_(p.sub_(1).square_())  # (1 - p)^2 log p
+    negative = negative @ target
+    focal = FOCAL_ALPHA * (positive @ target) - (1 - FOCAL_ALPHA) * negative
+    focal = -(focal[..., :-1] + (1 - FOCAL_ALPHA) * negative[..., -1:])
+    count = target.sum(-2, keepdim=True)
+    focal = focal / count[..., -1:].clamp(min=1)
+    dice = 1 - (2 * overlap[..., :-1] + 1) / (overlap[..., -1:] + count[..., :-1] + 1)
     return mask_weight * focal + dice_weight * dice
 
 
@@ -94,6 +134,15 @@ class HungarianMatcher:
             costs.append(mask_cost(raised, regions[b : b + 1], self.mask_weight, self.dice_weight))
         return torch.cat(costs)
 
+    def cost_of_layers(
+        self, layers: Sequence[tuple[Tensor, Tensor]], regions: Regions, at_regions: bool = False
+    ) -> Tensor:
+        """(L, B, Q, T) :meth:`cost` of each layer; on a GPU in one call, with the layers' queries side by side."""
+        if layers[0][1].device.type == "cpu":
+            return torch.stack([self.cost(logits, masks, regions, at_regions) for logits, masks in layers])
+        logits, masks = (torch.cat(tensors, dim=1) for tensors in zip(*layers, strict=True))
+        return self.cost(logits, masks, regions, at_regions).unflatten(1, (len(layers), -1)).transpose(0, 1)
+
     @torch.no_grad()
     def __call__(
         self, groups: Sequence[tuple[Sequence[tuple[Tensor, Tensor]], Regions]], at_regions: Sequence[bool] = ()
@@ -107,7 +156,7 @@ class HungarianMatcher:
         """
         costs, shapes = [], []
         for (layers, regions), raised in zip_longest(groups, at_regions[: len(groups)], fillvalue=False):
-            group_costs = torch.stack([self.cost(logits, masks, regions, raised) for logits, masks in layers])
+            group_costs = self.cost_of_layers(layers, regions, raised)
             shapes.append(group_costs.shape)
             costs += [group_costs.flatten(), regions.present().to(group_costs.dtype).flatten()]
         on_host = torch.cat(costs).cpu().numpy()
