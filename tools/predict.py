@@ -26,6 +26,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from rc2l.data.datasets.folder import IMAGE_SUFFIXES
+from rc2l.data.file_listing import find_files
 from rc2l.data.reading import read_image, read_image_size
 from rc2l.engine.config_file import load_config
 from rc2l.engine.launch import resolve_device
@@ -34,6 +35,9 @@ from rc2l.visualization.label_images import palette_image
 
 #: Pixels of an overlay's shorter side, at least: in smaller pictures the names would hide the classes.
 _LEGIBLE = 320
+#: Pixels of its longer side, at most, where it is drawn larger than the image.
+_LARGEST = 4000
+_VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".mts", ".3gp")
 
 
 def find_images(inputs: list[Path], output: Path) -> dict[str, Path]:
@@ -47,8 +51,13 @@ def find_images(inputs: list[Path], output: Path) -> dict[str, Path]:
         if given.is_dir():
             if output.resolve().is_relative_to(given.resolve()):
                 raise ValueError(f"--output {output} lies in {given}, whose images are to be labeled: name another")
-            paths = sorted(path for path in given.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            paths = find_files(given, IMAGE_SUFFIXES)
             names = [path.relative_to(given).with_suffix("").as_posix() for path in paths]
+        elif given.suffix.lower() in _VIDEO_SUFFIXES:
+            raise ValueError(
+                f"{given} is a video; images are labeled: take its frames out first, such as by ffmpeg -i {given.name} "
+                "frames/%06d.png, and name the folder"
+            )
         elif given.exists():
             paths, names = [given], [given.stem]
         else:
@@ -91,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
             # Imported only here: it brings matplotlib, a second of CPU.
             from detectron2.utils.visualizer import Visualizer
 
-            scale = max(1.0, _LEGIBLE / min(labels.shape))
+            scale = max(1.0, min(_LEGIBLE / min(labels.shape), _LARGEST / max(labels.shape)))
             drawn = Visualizer(image, metadata, scale=scale).draw_sem_seg(labels, alpha=0.5).get_image()
             target = args.output / "overlays" / f"{name}.jpg"
             target.parent.mkdir(parents=True, exist_ok=True)

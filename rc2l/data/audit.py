@@ -12,7 +12,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
-from rc2l.data.check import attempt_all, check_labeled
+from rc2l.data.check import attempt_all, check_labeled, one_class_problem
 from rc2l.data.datasets import dataset_family, load_records
 from rc2l.data.datasets.custom import custom_description
 from rc2l.data.datasets.folder import labels_without_image
@@ -107,6 +107,8 @@ def audit_dataset(name: str, workers: int | None = None) -> DatasetReport:
         report.notes.append(f"{len(without)} images have no label, first {without[0]['file_name']}")
     if len(without) < len(records):
         _check_ids(report)
+        if problem := one_class_problem(name):
+            report.problems.append(problem)
     for files in _same_content([report]).values():
         report.notes.append(f"the same image {len(files)} times: {', '.join(path for _, path in files)}")
     return report

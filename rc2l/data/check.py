@@ -39,6 +39,8 @@ def check_data(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...]) -> No
     if cfg.TEST.MAX_IMAGES > 0:
         test = {name: records[: cfg.TEST.MAX_IMAGES] for name, records in test.items()}
     _check_classes(cfg, split, test_datasets)
+    if problem := one_class_problem(split.labeled[0]["dataset"]):
+        raise DatasetError(problem)
     _check_overlap(split, test)
 
     pixels = np.zeros(IGNORE + 1, dtype=np.int64)
@@ -119,6 +121,27 @@ def _check_classes(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...]) -
             )
 
 
+def one_class_problem(name: str) -> str:
+    """What to do about a dataset with a single class, which any network scores 100 on; empty where it has more."""
+    metadata = MetadataCatalog.get(name)
+    names = list(metadata.get("stuff_classes") or ())
+    if len(names) != 1:
+        return ""
+    roof, background = names[0], "background" if names[0] != "background" else "other"
+    ids = [raw_id for raw_id, train_id in (metadata.get("label_map") or {0: 0}).items() if train_id == 0]
+    label_map = dict.fromkeys(ids, roof)
+    others = [raw_id for raw_id in (metadata.get("label_map") or {}) if raw_id not in label_map]
+    others = others or [metadata.get("ignore_label", IGNORE)]
+    entries = ", ".join(
+        f"{raw_id}: {target}" for raw_id, target in [*zip(others, [background] * len(others)), *label_map.items()]
+    )
+    return (
+        f"dataset '{name}' has one class, '{roof}': without a background every network scores 100 always; add one, with "
+        f"classes: [{background}, {roof}] and label_map: {{{entries}}} (of COCO files: background: true), and set "
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES to 2"
+    )
+
+
 def _check_overlap(split: Split, test: dict[str, list[dict]]) -> None:
     train_files = {os.path.realpath(record["file_name"]) for record in [*split.labeled, *split.unlabeled]}
     train_ids = {
@@ -147,7 +170,7 @@ def _report_classes(pixels: np.ndarray, images: np.ndarray, names: list[str]) ->
     logger.info(f"Labeled training pixels by class:\n{table}")
 
     absent = [name for i, name in enumerate(names) if not pixels[i]]
-    if not pixels[1:IGNORE].any() and pixels[IGNORE]:
+    if len(names) > 1 and not pixels[1:IGNORE].any() and pixels[IGNORE]:
         logger.warning(
             f"The labeled masks hold only 0 and {IGNORE}, and {IGNORE} means ignore: nothing of class "
             f"'{names[min(1, len(names) - 1)]}' will be learned. If {IGNORE} is foreground, give the dataset "

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from rc2l.data.errors import DatasetError
+from rc2l.data.file_listing import normalize_name
 
 LABELED_FILE, UNLABELED_FILE, SPLIT_FILE = "labeled.txt", "unlabeled.txt", "split.json"
 _SEPARATORS = re.compile(r"[\s,;]+")
@@ -20,9 +21,9 @@ class ImageIndex:
         self._by_id: dict[str, set[int]] = {}
         self._by_path: dict[str, set[int]] = {}
         for position, record in enumerate(records):
-            self._by_id.setdefault(str(record["image_id"]), set()).add(position)
+            self._by_id.setdefault(normalize_name(str(record["image_id"])), set()).add(position)
             path = _posix(record["file_name"])
-            for name in {path, str(PurePosixPath(path).with_suffix("")), str(record["image_id"])}:
+            for name in {path, str(PurePosixPath(path).with_suffix("")), normalize_name(str(record["image_id"]))}:
                 for end in _ends(name):
                     self._by_path.setdefault(end, set()).add(position)
 
@@ -33,6 +34,7 @@ class ImageIndex:
         looked at. Folders that the image's own path lacks are passed over, so that lists of other machines fit.
         """
         # File names may hold spaces, so the whole line is tried before its parts.
+        line = normalize_name(line)
         texts = [line, *(line[: separator.start()] for separator in reversed([*_SEPARATORS.finditer(line)]))]
         for text in filter(None, texts):
             found = self._by_id.get(text) or self._by_path.get(_posix(text))
@@ -48,7 +50,7 @@ class ImageIndex:
 
 
 def _posix(path: str) -> str:
-    return path.replace("\\", "/").removeprefix("./").strip("/")
+    return normalize_name(path).replace("\\", "/").removeprefix("./").strip("/")
 
 
 def _ends(path: str) -> Iterator[str]:

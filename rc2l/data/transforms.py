@@ -34,6 +34,16 @@ class ResizeByScale(T.Augmentation):
         return T.ResizeTransform(h, w, max(round(base_h * scale), 1), max(round(base_w * scale), 1))
 
 
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """detectron2's, with no side below one pixel, so that an image of 4000x3 can be shrunk too."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        resize = super().get_transform(image)
+        if isinstance(resize, T.NoOpTransform):
+            return resize
+        return T.ResizeTransform(resize.h, resize.w, max(resize.new_h, 1), max(resize.new_w, 1), resize.interp)
+
+
 class ResizeCropTransform(T.Transform):
     """What a resize from ``size`` to ``new_size`` and then a crop give, computed for the pixels of the crop alone.
 
@@ -224,7 +234,7 @@ def _build_resize(cfg: CfgNode) -> T.Augmentation:
             f"INPUT.MIN_SIZE_TRAIN is {sizes} with MIN_SIZE_TRAIN_SAMPLING '{style}'; it must be pixel sizes with "
             "'choice', or (smallest, largest) with 'range'"
         )
-    return T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, style)
+    return ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, style)
 
 
 def build_test_resize(cfg: CfgNode) -> T.Augmentation:
@@ -236,7 +246,7 @@ def build_test_resize(cfg: CfgNode) -> T.Augmentation:
     base_size = _base_size(cfg)
     if base_size:
         return T.Resize(base_size)
-    return T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    return ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
 def build_padding(cfg: CfgNode) -> T.Augmentation:

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -10,6 +11,10 @@ from rc2l.config import get_rc2l_cfg
 from rc2l.data.datasets import register_custom_datasets
 from rc2l.ranges import check_ranges, flatten
 from rc2l.yaml_file import read_yaml_with_bases
+
+#: Keys of DATASETS that hold names; a single text stands for a list of one.
+_LISTS_OF_NAMES = ("TRAIN", "TEST", "UNLABELED")
+_NAME_KEYS = tuple(f"DATASETS.{name}" for name in _LISTS_OF_NAMES)
 
 
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
@@ -65,13 +70,30 @@ def _with_floats(node: CfgNode, content: dict) -> dict:
             value = _with_floats(own, value)
         elif isinstance(own, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
+        elif (
+            name in _LISTS_OF_NAMES
+            and isinstance(own, tuple)
+            and isinstance(value, str)
+            and (one := _single_name(value))
+        ):
+            value = (one,)  # ("a") is a text in YAML and in Python, and means one name
         given[name] = value
     return given
+
+
+def _single_name(text: str) -> str:
+    """``a`` of the texts a, "a" and ("a"), which are no tuples; empty for anything else."""
+    match = re.fullmatch(r"\(?\s*(['\"]?)([\w.-]+)\1\s*\)?", text.strip())
+    return match[2] if match else ""
 
 
 def _floats(cfg: CfgNode, overrides: list[str]) -> list[str]:
     """The same for overrides."""
     values = dict(flatten(cfg))
+    overrides = [
+        f"({name!r},)" if place % 2 and overrides[place - 1] in _NAME_KEYS and (name := _single_name(word)) else word
+        for place, word in enumerate(overrides)
+    ]
     return [
         f"{word}.0" if place % 2 and isinstance(values.get(overrides[place - 1]), float) and _is_whole(word) else word
         for place, word in enumerate(overrides)

@@ -6,6 +6,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from rc2l.data.reading import IGNORE
 from rc2l.evaluation.confusion import confusion_matrix, scores_from_confusion
 
 
@@ -15,8 +16,8 @@ class SemSegEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str, num_classes: int, device: torch.device | str):
         """
         Args:
-            dataset_name: registered name; its metadata gives ``stuff_classes`` (default: the ids) and ``ignore_label``
-                (default: 255).
+            dataset_name: registered name; its metadata gives ``stuff_classes`` (default: the ids). Targets are
+                label maps of the project, 255 being ignored whatever id the label files have for that.
             num_classes: K, the classes that the model predicts.
             device: where the matrix is kept; the device of the predictions.
 
@@ -26,7 +27,6 @@ class SemSegEvaluator(DatasetEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         self.dataset_name = dataset_name
         self.class_names = list(metadata.get("stuff_classes", None) or map(str, range(num_classes)))
-        self.ignore_label = metadata.get("ignore_label", 255)
         self.device = torch.device(device)
         if len(self.class_names) != num_classes:
             raise ValueError(
@@ -56,7 +56,7 @@ class SemSegEvaluator(DatasetEvaluator):
             scores, target = output["sem_seg"], self._checked_target(image, output["sem_seg"])
             target = target.to(self.device, non_blocking=True)
             pred = scores.argmax(0).to(self.device)
-            self.matrix += confusion_matrix(pred, target, num_classes, self.ignore_label)
+            self.matrix += confusion_matrix(pred, target, num_classes, IGNORE)
             self.num_images += 1
 
     def evaluate(self) -> dict:
@@ -76,7 +76,7 @@ class SemSegEvaluator(DatasetEvaluator):
         if not matrix.any():
             raise ValueError(
                 f"{self.dataset_name}: {num_images} images have no pixel to evaluate; "
-                f"give its label files pixels other than {self.ignore_label} (ignore)"
+                f"give its label files pixels of a class, not of ignored ones alone"
             )
         scores = scores_from_confusion(matrix, self.class_names)
         return {**scores, "num_images": num_images, "confusion_matrix": matrix.tolist()}
@@ -91,10 +91,10 @@ class SemSegEvaluator(DatasetEvaluator):
                 f"{where} is {tuple(target.shape)} pixels, its prediction {tuple(scores.shape[-2:])} (height, width); "
                 "both must have the size of the original image"
             )
-        wrong = target[(target != self.ignore_label) & ((target >= len(self.class_names)) | (target < 0))]
+        wrong = target[(target != IGNORE) & ((target >= len(self.class_names)) | (target < 0))]
         if wrong.numel():
             raise ValueError(
                 f"{where} has labels {sorted(set(wrong.tolist()))}; allowed are 0 to {len(self.class_names) - 1} "
-                f"and {self.ignore_label} (ignore)"
+                f"and {IGNORE} (ignore)"
             )
         return target

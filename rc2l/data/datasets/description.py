@@ -10,6 +10,7 @@ from pathlib import Path
 from rc2l.data.datasets.class_lists import read_classes, read_color_map, read_colors, read_label_map
 from rc2l.data.datasets.coco import read_categories
 from rc2l.data.errors import DatasetError
+from rc2l.data.file_listing import existing_path
 
 _SOURCE_KEYS = ("images", "list", "labels", "coco")
 _SUBSETS = ("train", "val", "unlabeled")
@@ -271,7 +272,8 @@ def _path(content: Mapping, key: str, where: str, folder: Path) -> Path | None:
         value = str(value)
     if not isinstance(value, str) or not value:
         raise DatasetError(f"{where}: '{key}' is {value!r}; it must be a path")
-    return Path(os.path.abspath(folder / Path(os.path.expandvars(value)).expanduser()))
+    path = Path(os.path.abspath(folder / Path(os.path.expandvars(value)).expanduser()))
+    return existing_path(path) or path
 
 
 def _text(content: Mapping, key: str, where: str) -> str:

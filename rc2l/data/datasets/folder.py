@@ -11,6 +11,7 @@ from rc2l.data.datasets.coco import load_coco
 from rc2l.data.datasets.description import Description, Source
 from rc2l.data.datasets.image_ids import image_ids, validation_ids
 from rc2l.data.errors import DatasetError
+from rc2l.data.file_listing import existing_path, find_by_pattern, find_files, is_system_name, normalize_name
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 LABEL_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
@@ -116,12 +117,11 @@ def _pairs(description: Description, source: Source, name: str) -> list[Pair]:
 
 def _find_images(description: Description, source: Source, name: str) -> tuple[Path, list[Path]]:
     """The folder that label paths mirror, and the images below it."""
-    pattern = source.images
+    pattern = existing_path(source.images) or source.images
     if pattern.is_dir():
-        base, found = pattern, pattern.rglob("*")
-    elif glob.has_magic(str(pattern)):
-        base = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
-        found = map(Path, glob.glob(str(pattern), recursive=True))
+        base, images = pattern, find_files(pattern, IMAGE_SUFFIXES)
+    elif glob.has_magic(str(pattern.relative_to(_existing_folder(pattern)))):
+        base, images = find_by_pattern(pattern, IMAGE_SUFFIXES)
     elif pattern.exists():
         raise DatasetError(
             f"dataset '{name}': 'images' is {pattern}, which is a file; give a folder, a glob pattern, or a list of "
@@ -129,12 +129,15 @@ def _find_images(description: Description, source: Source, name: str) -> tuple[P
         )
     else:
         raise DatasetError(f"dataset '{name}': {pattern} does not exist; correct 'images' or 'root'")
-    images = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
     if source.labels and source.labels != base:
         images = [path for path in images if source.labels not in path.parents]
     elif source.labels and description.label_suffix:
         images = [path for path in images if not path.stem.endswith(description.label_suffix)]
     images = [path for path in images if path.stem.endswith(description.image_suffix)]
+    if source.labels == base:
+        # Labels that are named after the whole file of their image, 000.jpg.png, in the same folder.
+        names = set(images)
+        images = [path for path in images if path.with_suffix("") not in names]
     if source.labels == base and len({path.with_suffix("") for path in images}) < len(images):
         raise DatasetError(
             f"dataset '{name}': {base} holds images and labels of the same names; tell them apart by 'label_suffix' or "
@@ -148,13 +151,19 @@ def _find_images(description: Description, source: Source, name: str) -> tuple[P
     return base, images
 
 
+def _existing_folder(path: Path) -> Path:
+    """The nearest folder above ``path`` that exists: whatever its name, it is no pattern."""
+    return next(parent for parent in path.parents if parent.is_dir())
+
+
 def _label_index(folder: Path, description: Description) -> dict[str, Path]:
     """Path below ``folder`` without ``label_suffix`` and file suffix -> label file."""
     index: dict[str, Path] = {}
-    for path in sorted(folder.rglob(f"*{glob.escape(description.label_suffix)}.*")):
-        if path.suffix.lower() not in LABEL_SUFFIXES or path.name.startswith("."):
+    suffix = normalize_name(description.label_suffix)
+    for path in find_files(folder, LABEL_SUFFIXES, each_once=False):
+        if not normalize_name(path.stem).endswith(suffix):
             continue
-        key = _key(path, folder, description.label_suffix)
+        key = _key(path, folder, suffix)
         if key in index:
             raise DatasetError(f"{index[key]} and {path.name} are labels of the same image; remove one of them")
         index[key] = path
@@ -162,14 +171,14 @@ def _label_index(folder: Path, description: Description) -> dict[str, Path]:
 
 
 def _key(path: Path, folder: Path, suffix: str) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix().removesuffix(suffix)
+    return normalize_name(path.relative_to(folder).with_suffix("").as_posix()).removesuffix(normalize_name(suffix))
 
 
 def _attach_labels(description: Description, source: Source, base: Path, images: list[Path], name: str) -> list[Pair]:
     if not source.labels.is_dir():
         raise DatasetError(f"dataset '{name}': the label folder {source.labels} does not exist; correct 'labels'")
     index = _label_index(source.labels, description)
-    pairs = [(image, index.get(_key(image, base, description.image_suffix))) for image in images]
+    pairs = [(image, _own_label(image, base, index, description)) for image in images]
     pairs = [(image, None if label == image else label) for image, label in pairs]
     if all(label is None for _, label in pairs):
         expected = source.labels / f"{_key(images[0], base, description.image_suffix)}{description.label_suffix}.png"
@@ -180,9 +189,18 @@ def _attach_labels(description: Description, source: Source, base: Path, images:
     return pairs
 
 
+def _own_label(image: Path, base: Path, index: dict[str, Path], description: Description) -> Path | None:
+    """The label with the image's name, or with the name of its whole file: 000.png or 000.jpg.png for 000.jpg."""
+    by_stem = index.get(_key(image, base, description.image_suffix))
+    by_file = index.get(normalize_name(image.relative_to(base).as_posix()))
+    if by_stem and by_file and image not in (by_stem, by_file):
+        raise DatasetError(f"{by_stem} and {by_file.name} are labels of the same image; remove one of them")
+    return by_file or by_stem
+
+
 def _label_hint(folder: Path) -> str:
     """What to do where no label fits: depends on what the folder holds instead."""
-    suffixes = sorted({path.suffix.lower() for path in folder.rglob("*") if path.is_file()})
+    suffixes = sorted({p.suffix.lower() for p in folder.rglob("*") if p.is_file() and not is_system_name(p.name)})
     other = [suffix for suffix in suffixes if suffix in _OTHER_LABEL_SUFFIXES]
     if other and not set(suffixes) & set(LABEL_SUFFIXES):
         return f"the folder holds {', '.join(other)} files; save the labels as PNG files"
@@ -203,7 +221,7 @@ def _select(description: Description, source: Source, pairs: list[Pair] | None, 
     for number, line in lines:
         where = f"{source.list_file}:{number}"
         image, label = _find(line, index, description, pairs is None), None
-        words = line.replace(",", " ").split()
+        words = _pair_of_paths(line)
         if image is None and len(words) == 2:
             image, label = _find(words[0], index, description, pairs is None), _file(words[1], description.root)
             if image is not None and label is None:
@@ -225,10 +243,24 @@ def _select(description: Description, source: Source, pairs: list[Pair] | None, 
     return [(image, label) for image, (label, _) in selected.items()]
 
 
+def _pair_of_paths(line: str) -> list[str]:
+    """The two paths of a line, which a tab or else a comma divides, so that names can hold spaces; else blanks do."""
+    for divider in ("\t", ","):
+        words = [word.strip() for word in line.split(divider) if word.strip()]
+        if len(words) == 2:
+            return words
+    return line.split()
+
+
 def _label_of(image: Path, index: dict[str, Path], description: Description) -> Path | None:
     """The label whose path is the longest end of the image's path."""
-    parts = (*image.parts[1:-1], image.stem.removesuffix(description.image_suffix))
-    return next((index[key] for start in range(len(parts)) if (key := "/".join(parts[start:])) in index), None)
+    folders = tuple(map(normalize_name, image.parts[1:-1]))
+    stem = normalize_name(image.stem).removesuffix(normalize_name(description.image_suffix))
+    for parts in ((*folders, stem), (*folders, normalize_name(image.name))):
+        for start in range(len(parts)):
+            if (key := "/".join(parts[start:])) in index:
+                return index[key]
+    return None
 
 
 def _read_lines(path: Path) -> list[tuple[int, str]]:
@@ -254,13 +286,14 @@ def _line_index(description: Description, images: Iterable[Path], base: Path) ->
         for text in names:
             stem = text.removesuffix(image.suffix)
             for key in (text, stem, stem.removesuffix(description.image_suffix)):
-                index.setdefault(key, image)
+                index.setdefault(normalize_name(key), image)
     return index
 
 
 def _find(text: str, index: dict[str, Path], description: Description, anywhere: bool) -> Path | None:
     """The image that a line names; ``anywhere``: there is no image folder, so look below root."""
-    image = index.get(text) or index.get(text.removeprefix("./").lstrip("/"))
+    name = normalize_name(text)
+    image = index.get(name) or index.get(name.removeprefix("./").lstrip("/"))
     if image is None and anywhere:
         endings = ("", *(f"{description.image_suffix}{suffix}" for suffix in IMAGE_SUFFIXES))
         candidates = (_file(text + ending, description.root) for ending in endings)
@@ -270,4 +303,8 @@ def _find(text: str, index: dict[str, Path], description: Description, anywhere:
 
 def _file(text: str, root: Path) -> Path | None:
     """The file ``text``, absolute or below ``root``; published lists start paths below root with a slash."""
-    return next((path for path in (root / text, root / text.lstrip("/")) if path.is_file()), None)
+    for path in (root / text, root / text.lstrip("/")):
+        found = existing_path(path)
+        if found is not None and found.is_file():
+            return found
+    return None

@@ -11,6 +11,7 @@ from detectron2.utils.logger import log_first_n
 from rc2l.data.datasets.location import datasets_root, require, require_some
 from rc2l.data.datasets.voc import palette
 from rc2l.data.errors import DatasetError
+from rc2l.data.file_listing import find_files
 
 #: Names in order of the ids 1 to 37 of label files; 0 is unlabeled.
 CLASSES = (
@@ -42,7 +43,7 @@ def load_sun_rgbd(name: str, subset: str) -> list[dict]:
     """
     root = datasets_root() / "sunrgbd"
     folder, labels = require(root / "images", name), require(root / "labels", name)
-    images = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _IMAGE_SUFFIXES}
+    images = {path.stem: path for path in find_files(folder, _IMAGE_SUFFIXES)}
     require_some(list(images), folder, name)
     lists = {part: root / f"{part}.txt" for part in ("train", "val")}
     if any(path.exists() for path in lists.values()):
