@@ -132,13 +132,12 @@ def one_class_problem(name: str) -> str:
     label_map = dict.fromkeys(ids, roof)
     others = [raw_id for raw_id in (metadata.get("label_map") or {}) if raw_id not in label_map]
     others = others or [metadata.get("ignore_label", IGNORE)]
-    entries = ", ".join(
-        f"{raw_id}: {target}" for raw_id, target in [*zip(others, [background] * len(others)), *label_map.items()]
-    )
+    meaning = dict.fromkeys(others, background) | label_map
+    entries = ", ".join(f"{raw_id}: {target}" for raw_id, target in meaning.items())
     return (
-        f"dataset '{name}' has one class, '{roof}': without a background every network scores 100 always; add one, with "
-        f"classes: [{background}, {roof}] and label_map: {{{entries}}} (of COCO files: background: true), and set "
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES to 2"
+        f"dataset '{name}' has one class, '{roof}': one class needs a background, else every score is always 100; "
+        f"give it classes: [{background}, {roof}] and label_map: {{{entries}}} (of COCO files: background: true), "
+        "and set MODEL.SEM_SEG_HEAD.NUM_CLASSES to 2"
     )
 
 

@@ -17,7 +17,7 @@ logger = logging.getLogger("rc2l")
 
 
 def is_system_name(name: str) -> bool:
-    """Whether a file or folder belongs to the system (``._a.jpg``, ``.ipynb_checkpoints``, ``@eaDir``), not the data."""
+    """Whether a file or folder is the system's (``._a.jpg``, ``.ipynb_checkpoints``, ``@eaDir``), not the data."""
     return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
 
@@ -56,8 +56,8 @@ def find_files(folder: Path, suffixes: Iterable[str], each_once: bool = True) ->
 def find_by_pattern(pattern: Path, suffixes: Iterable[str]) -> tuple[Path, list[Path]]:
     """The folder above the first wildcard of a pattern, and the files that match, as :func:`find_files` takes them.
 
-    A component that exists under just that name is a name, also with ``[``, ``*`` or ``?`` in it; the rest is a pattern:
-    ``*``, ``?`` and ``[...]`` within a component, ``**`` for any number of folders.
+    A component that exists under just that name is a name, also with ``[``, ``*`` or ``?`` in it; the rest is a
+    pattern: ``*``, ``?`` and ``[...]`` within a component, ``**`` for any number of folders.
     """
     parts = pattern.parts
     base = Path(parts[0])
