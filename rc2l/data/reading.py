@@ -1,6 +1,8 @@
 """Opens image and label files, with errors that name the file."""
 
+import os
 from functools import lru_cache
+from typing import BinaryIO
 
 import numpy as np
 from detectron2.data.catalog import Metadata
@@ -9,6 +11,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from rc2l.data.errors import DatasetError
+from rc2l.data.image_kinds import lossy_kind
 
 #: Value of ignored pixels in every label map of the project.
 IGNORE = 255
@@ -23,7 +26,29 @@ _EXIF_ORIENTATION = 274
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
+#: Largest width x height that is read; Pillow refuses what has more than twice its own number.
+_LIMIT_VARIABLE = "RC2L_MAX_PIXELS"
+if os.environ.get(_LIMIT_VARIABLE, "").isdecimal():
+    Image.MAX_IMAGE_PIXELS = max(int(os.environ[_LIMIT_VARIABLE]) // 2, 1)
+
+
+def _refuse_lossy(path: str, image: Image.Image, file: BinaryIO) -> None:
+    if kind := lossy_kind(image, file):
+        raise DatasetError(
+            f"{path}: this image has {kind}, which 8-bit RGB would cut off; images must have 8 bits in up to three "
+            "bands: convert all of them by one fixed range, such as gdal_translate -ot Byte -scale 0 4095 0 255 "
+            "-b 1 -b 2 -b 3"
+        )
+
+
 def _unreadable(kind: str, path: str, error: Exception) -> DatasetError:
+    if isinstance(error, DatasetError):
+        return error
+    if isinstance(error, Image.DecompressionBombError):
+        return DatasetError(
+            f"{path}: this {kind} is too large ({error}); cut it into tiles, or raise the limit by the environment "
+            f"variable {_LIMIT_VARIABLE}=<pixels> where there is memory for it"
+        )
     reason = "it does not exist" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
     return DatasetError(f"{path}: cannot read this {kind} ({reason}); restore the file or take it out of the dataset")
 
@@ -37,6 +62,8 @@ def read_image(path: str, image_format: str) -> np.ndarray:
         DatasetError: the file is missing or damaged.
     """
     try:
+        with PathManager.open(path, "rb") as file, Image.open(file) as image:
+            _refuse_lossy(path, image, file)
         return read_oriented_image(path, image_format)
     except _READ_ERRORS as error:
         raise _unreadable("image", path, error) from error
@@ -50,6 +77,7 @@ def read_image_size(path: str) -> tuple[int, int]:
     """
     try:
         with PathManager.open(path, "rb") as file, Image.open(file) as image:
+            _refuse_lossy(path, image, file)
             width, height = image.size
             # Pillow decodes a whole PNG to look for EXIF data behind the pixels, where nobody writes it.
             orientation = 1
