@@ -8,6 +8,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rc2l.modeling.folded_norm import fold_frozen_norms
 from rc2l.modeling.outputs import SegmentationOutput, semantic_scores
 
 
@@ -36,6 +37,7 @@ class Segmentor(nn.Module):
         postprocess_before_inference: bool = False,
     ):
         super().__init__()
+        fold_frozen_norms(backbone)
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.num_classes = num_classes
