@@ -18,7 +18,9 @@ from rc2l.engine.run import argument_parser, evaluate_only, setup, train
 
 def main(args: argparse.Namespace) -> dict[str, float]:
     cfg = setup(args)
-    return evaluate_only(cfg, args.resume) if args.eval_only else train(cfg, args.resume)
+    if args.eval_only:
+        return evaluate_only(cfg, args.resume)
+    return train(cfg, args.resume, replace=args.fast_dev_run)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ class Predictor:
     def __init__(self, cfg: CfgNode, checkpoint: str, *, network: str = "teacher", min_confidence: float = 0.0) -> None:
         if not 0 <= min_confidence <= 1:
             raise ValueError(f"the least confidence is {min_confidence}: it must be in [0, 1]")
+        if not str(checkpoint).strip():
+            raise ValueError("--checkpoint is empty: name the file of a trained network, such as model_best.pth")
         self.min_confidence = min_confidence
         self.network = build_model(cfg).eval()
         load_weights(self.network, checkpoint, prefer=network, cfg=cfg, strict=True)

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from rc2l.engine import checkpoint_file
-from rc2l.engine.checkpoint import RunCheckpointer, numbered_checkpoints, set_aside
+from rc2l.engine.checkpoint import RunCheckpointer, numbered_checkpoints
 from rc2l.engine.checkpoint_file import CheckpointError, read_checkpoint, write_checkpoint
+from rc2l.engine.run_folder import set_aside
 from tests.test_train_net import datasets, datasets_folder, run  # noqa: F401  the first two are fixtures
 
 

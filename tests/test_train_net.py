@@ -111,7 +111,8 @@ def test_eval_only_scores_a_checkpoint_as_the_end_of_training_did(tmp_path):
         options=("--eval-only",),
     )
     assert scored == trained
-    assert {path.name: json.loads(path.read_text()) for path in (tmp_path / "eval/inference").iterdir()} == written
+    tables = (tmp_path / "eval/eval_only/inference").iterdir()
+    assert {path.name: json.loads(path.read_text()) for path in tables} == written
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):

@@ -1,5 +1,6 @@
 """All the state of a run in one file, which checkpoints of a folder are kept, and which one a run resumes from."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from torch import nn
 from rc2l.engine.checkpoint_file import DamagedCheckpointError, read_checkpoint, write_checkpoint, write_text
 
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
-#: What a run leaves in its folder beside checkpoints, and a new one there must not continue by accident.
-_BESIDE = ("last_checkpoint", "metrics.json", "events.out.tfevents.*", "divergence_*.pth")
+
+logger = logging.getLogger(__name__)
 
 
 class RunCheckpointer(Checkpointer):
@@ -25,7 +26,7 @@ class RunCheckpointer(Checkpointer):
     Args:
         model: the student.
         save_dir: OUTPUT_DIR.
-        kept: how many numbered checkpoints stay; 0: all. model_final.pth and model_best.pth always stay.
+        kept: how many numbered checkpoints stay, at least 0; 0: all. model_final.pth and model_best.pth always stay.
         save_to_disk: only the main process writes.
         checkpointables: see fvcore.
     """
@@ -33,6 +34,8 @@ class RunCheckpointer(Checkpointer):
     def __init__(
         self, model: nn.Module, save_dir: str, *, kept: int = 0, save_to_disk: bool = True, **checkpointables: Any
     ) -> None:
+        if kept < 0:
+            raise ValueError(f"SOLVER.CHECKPOINTS_KEPT is {kept}: it must be 0 (keep all) or more")
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.kept = kept
         #: Name of the file written last, without suffix.
@@ -84,7 +87,7 @@ class RunCheckpointer(Checkpointer):
         chosen, content, failure = None, None, ""
         if comm.is_main_process():
             remove_scratch(Path(self.save_dir))
-            chosen, content, failure = self._choose()
+            chosen, content, failure = newest_whole_checkpoint(Path(self.save_dir))
         chosen, failure = comm.all_gather((chosen, failure))[0]
         if failure:
             raise ValueError(failure)
@@ -94,24 +97,6 @@ class RunCheckpointer(Checkpointer):
         self._load(chosen, content)
         self.logger.info(f"Resuming from {chosen}")
         return True
-
-    def _choose(self) -> tuple[Path | None, dict[str, Any] | None, str]:
-        """The newest whole checkpoint and its content, or why there is none although there are files."""
-        files = resume_candidates(Path(self.save_dir))
-        problems = []
-        for path in files:
-            try:
-                content = read_checkpoint(path)
-            except DamagedCheckpointError as error:
-                problems.append(str(error))
-                self.logger.warning(f"{error}; trying the checkpoint before it")
-                continue
-            if problems:
-                self.logger.warning(f"continuing from {path.name} instead; the steps after it are done again")
-            return path, content, ""
-        if problems:
-            return None, None, f"--resume: no checkpoint in {self.save_dir} can be read: {'; '.join(problems)}"
-        return None, None, ""
 
     def _load(self, path: Path, content: dict[str, Any]) -> None:
         missing = [key for key in ("model", *self.checkpointables) if key not in content]
@@ -135,6 +120,27 @@ def numbered_checkpoints(folder: Path) -> dict[int, Path]:
     return {int(match[1]): path for path, match in found.items() if match}
 
 
+def newest_whole_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any] | None, str]:
+    """The checkpoint to go on from and its content, or why there is none although there was a run.
+
+    Changes nothing in the folder, and reads nothing outside of it.
+    """
+    problems = []
+    for path in resume_candidates(folder):
+        try:
+            content = read_checkpoint(path)
+        except DamagedCheckpointError as error:
+            problems.append(str(error))
+            logger.warning(f"{error}; trying the checkpoint before it")
+            continue
+        if problems:
+            logger.warning(f"continuing from {path.name} instead; the steps after it are done again")
+        return path, content, ""
+    if problems:
+        return None, None, f"--resume: no checkpoint in {folder} can be read: {'; '.join(problems)}"
+    return None, None, ""
+
+
 def resume_candidates(folder: Path) -> list[Path]:
     """Files to resume from, the best first.
 
@@ -152,7 +158,7 @@ def resume_candidates(folder: Path) -> list[Path]:
         target = folder / (Path(pointer.read_text(errors="replace").strip("\0 \n")).name or "no name")
         if target in newest_first:
             newest_first = newest_first[newest_first.index(target) :]
-        elif newest_first or best[0].exists():
+        else:  # missing: there was a checkpoint once, so the run must not begin anew
             newest_first.insert(0, target)
     return newest_first + [path for path in best if path.exists() and path not in newest_first]
 
@@ -161,29 +167,3 @@ def remove_scratch(folder: Path) -> None:
     """Delete what a killed process had begun to write."""
     for path in (*folder.glob("*.pth.tmp"), folder / "last_checkpoint.tmp"):
         path.unlink(missing_ok=True)
-
-
-def set_aside(folder: Path) -> Path | None:
-    """Move the files of an earlier run in ``folder`` into ``folder/earlier_<n>``; None if there was no run.
-
-    A run started without --resume would else append to the earlier one's metrics, delete its checkpoints one by one,
-    and be continued from them after a kill.
-    """
-    remove_scratch(folder)
-    # Other weights in the folder are the user's own.
-    names = [*numbered_checkpoints(folder).values(), folder / "model_final.pth", folder / "model_best.pth"]
-    checkpoints = [path for path in names if path.exists()]
-    beside = [path for pattern in _BESIDE for path in folder.glob(pattern)]
-    if not checkpoints:
-        for path in beside:  # an attempt that got nowhere
-            if not path.name.startswith("divergence_"):
-                path.unlink()
-        return None
-    number = 1
-    while (folder / f"earlier_{number}").exists():
-        number += 1
-    target = folder / f"earlier_{number}"
-    target.mkdir()
-    for path in checkpoints + beside:
-        path.rename(target / path.name)
-    return target

@@ -3,23 +3,30 @@
 import argparse
 import logging
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 
 import rc2l.modeling  # noqa: F401  registers the architectures
 from rc2l.config import get_rc2l_cfg
 from rc2l.data.check import check_data
 from rc2l.data.loader import build_test_loader
 from rc2l.data.splits import build_split, log_split
-from rc2l.engine.checkpoint import set_aside
+from rc2l.engine.checkpoint import newest_whole_checkpoint
+from rc2l.engine.checkpoint_file import write_text
 from rc2l.engine.config_file import check_config, load_config
 from rc2l.engine.launch import raise_together, resolve_device, use_deterministic_kernels, was_restarted
 from rc2l.engine.optimizer import amp_dtype
+from rc2l.engine.run_folder import complete_move, files_of_a_run, set_aside
+from rc2l.engine.run_lock import refuse_if_held, run_lock
+from rc2l.engine.run_log import open_log, start_logging
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from rc2l.evaluation import evaluate_networks
 from rc2l.modeling.weight_sources import initial_weights, local_weights
@@ -41,7 +48,7 @@ def argument_parser(epilog: str) -> argparse.ArgumentParser:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Config from the arguments, logging, output folder; everything checked that needs no data.
+    """Config from the arguments, logging; everything checked that needs no data. Nothing is written.
 
     Where OUTPUT_DIR is not set, it is output/<folder and name of the config file>.
 
@@ -60,40 +67,39 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD = 4, 2, 2
         cfg.SEMI.BURN_IN = min(cfg.SEMI.BURN_IN, 1)
         cfg.TEST.MAX_IMAGES = 4
-        if comm.is_main_process() and not (args.resume or args.eval_only):
-            shutil.rmtree(cfg.OUTPUT_DIR, ignore_errors=True)  # the last one's, worth nothing
-        comm.synchronize()
     check_config(cfg)
     Method(cfg)
     amp_dtype(cfg)
     use_deterministic_kernels(cfg.DETERMINISTIC)
     cfg.freeze()
-    _leave_earlier_logs()
-    default_setup(cfg, args)
-    # The loggers below "rc2l" and "__main__" go where detectron2's go.
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rc2l")
+    start_logging()
+    logger.info(f"Environment:\n{collect_env_info()}")
+    logger.info(f"Command line: {args}")
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not cfg.DETERMINISTIC
     logger.info(f"method {cfg.SEMI.METHOD} on {cfg.MODEL.DEVICE}, {comm.get_world_size()} process(es)")
     return cfg
 
 
-def _leave_earlier_logs() -> None:
-    """A second run of this process shall write to its own log.txt alone; handlers other than detectron2's stay."""
-    for name in ("detectron2", "fvcore", "rc2l"):
-        log = logging.getLogger(name)
-        for handler in log.handlers[:]:
-            if type(handler) is logging.StreamHandler:
-                log.removeHandler(handler)
-    setup_logger.cache_clear()
-
-
-def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
+def train(cfg: CfgNode, resume: bool, *, replace: bool = False) -> dict[str, float]:
     """Train, evaluate, write checkpoints; returns the last scores.
 
+    OUTPUT_DIR changes only after all checks have passed, and under a lock.
+
+    Args:
+        cfg: the config.
+        resume: continue the run in OUTPUT_DIR.
+        replace: delete an earlier run's files there instead of moving them aside.
+
     Raises:
-        ValueError: the data is not as it must be (:class:`~rc2l.data.errors.DatasetError`).
+        ValueError: the data is not as it must be (:class:`~rc2l.data.errors.DatasetError`), another run works in
+            OUTPUT_DIR, or its checkpoints cannot be continued from.
     """
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty: name a dataset that the networks are scored on")
+    folder = Path(cfg.OUTPUT_DIR)
+    raise_together(lambda: refuse_if_held(folder))
     # Before the data: whoever has to fetch a file elsewhere shall know at once. The first process downloads it.
     if weights := initial_weights(cfg):
         raise_together(lambda: local_weights(weights))
@@ -101,26 +107,57 @@ def train(cfg: CfgNode, resume: bool) -> dict[str, float]:
     log_split(split)
     raise_together(lambda: check_data(cfg, split, cfg.DATASETS.TEST))
     trainer = SemiSupervisedTrainer(cfg, split)
-    if resume or was_restarted():
-        trainer.resume()
-    elif comm.is_main_process() and (earlier := set_aside(Path(cfg.OUTPUT_DIR))):
-        logger.warning(f"{cfg.OUTPUT_DIR} held a run, and --resume was not given: its files are now in {earlier}")
-    return trainer.train()
+    with ExitStack() as stack:
+        raise_together(lambda: stack.enter_context(run_lock(folder)))
+        raise_together(lambda: complete_move(folder))
+        continued = (resume or was_restarted()) and trainer.resume()
+        if not continued:
+            raise_together(lambda: _clear(folder, replace))
+        _open_folder(cfg, folder)
+        return trainer.train()
+
+
+def _clear(folder: Path, replace: bool) -> None:
+    """Leave nothing of an earlier run where a new one begins."""
+    if replace:
+        for path in files_of_a_run(folder):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    elif earlier := set_aside(folder):
+        logger.warning(f"{folder} held files of an earlier run that is not continued: they are now in {earlier}")
+
+
+def _open_folder(cfg: CfgNode, folder: Path) -> None:
+    """Write config.yaml and begin log.txt."""
+    raise_together(lambda: folder.mkdir(parents=True, exist_ok=True))
+    open_log(folder)
+    path = folder / "config.yaml"
+    raise_together(lambda: write_text(path, cfg.dump()))
+    logger.info(f"Full config saved to {path}")
 
 
 def evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, float]:
     """Score a checkpoint: teacher and student of ours, or the one network of another file.
 
+    The tables, the config and the log go to OUTPUT_DIR/eval_only: a run may be at work in OUTPUT_DIR itself.
+
     Args:
         cfg: the config; MODEL.WEIGHTS is the checkpoint.
-        resume: take the newest checkpoint of OUTPUT_DIR instead.
+        resume: take the newest whole checkpoint of OUTPUT_DIR instead, the one that a resumed run would take.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such checkpoint, or it cannot be read or does not fit.
     """
     path = cfg.MODEL.WEIGHTS
     if resume:
-        last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-        if not last.exists():
+        found, _, failure = newest_whole_checkpoint(Path(cfg.OUTPUT_DIR))
+        if failure:
+            raise ValueError(failure)
+        if found is None:
             raise FileNotFoundError(f"--eval-only --resume: there is no checkpoint in {cfg.OUTPUT_DIR}")
-        path = str(last.parent / last.read_text().strip())
+        path = str(found)
     if not path:
         raise ValueError(
             "--eval-only needs weights: add MODEL.WEIGHTS <file>, or --resume for the newest of OUTPUT_DIR"
@@ -133,4 +170,9 @@ def evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, float]:
             networks = {"model": network}
             break
         networks[name] = network
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / "eval_only")
+    cfg.freeze()
+    _open_folder(cfg, Path(cfg.OUTPUT_DIR))
     return evaluate_networks(cfg, networks, build_test_loader)

@@ -157,11 +157,13 @@ class SemiSupervisedTrainer(TrainerBase):
                 "statistics and rounding differ: not the same bit for bit"
             )
 
-    def resume(self) -> None:
-        """Continue from the newest checkpoint in OUTPUT_DIR, if there is one."""
-        if not self.checkpointer.resume():
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint in OUTPUT_DIR; False if there is none."""
+        found = self.checkpointer.resume()
+        if not found:
             logger.warning(f"--resume: no checkpoint in {self.cfg.OUTPUT_DIR}, starting from iteration 0")
         self.evaluation.forget_best_without_file(Path(self.cfg.OUTPUT_DIR))
+        return found
 
     def train(self) -> dict[str, float]:
         """Train up to SOLVER.MAX_ITER; returns the scores of the last evaluation."""
