@@ -7,6 +7,7 @@ official MaskFormer, so that its YAML files merge unchanged.
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
+from rc2l.mask2former_config import add_mask2former_config
 from rc2l.ranges import add_config_nodes, config_node, declare, flag, integer, number, one_of, several, text
 
 
@@ -67,8 +68,9 @@ def add_mask_former_config(cfg: CfgNode) -> None:
     cfg.MODEL.SEM_SEG_HEAD.MASK_DIM = 256
     # Encoder layers of TransformerEncoderPixelDecoder.
     cfg.MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS = 0
-    # BasePixelDecoder | TransformerEncoderPixelDecoder
+    # BasePixelDecoder | TransformerEncoderPixelDecoder | MSDeformAttnPixelDecoder
     cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "BasePixelDecoder"
+    add_mask2former_config(cfg)
 
 
 @config_node

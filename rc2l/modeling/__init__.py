@@ -1,6 +1,7 @@
 """Segmentation models; importing this package registers them with detectron2."""
 
 from rc2l.modeling.backbone import build_basic_resnet_backbone
+from rc2l.modeling.deformable_pixel_decoder import MSDeformAttnPixelDecoder
 from rc2l.modeling.mask_former import MaskFormer, MaskFormerHead
 from rc2l.modeling.outputs import SegmentationOutput, semantic_scores
 from rc2l.modeling.per_pixel import PerPixelSegmentor
@@ -9,6 +10,7 @@ from rc2l.modeling.timm_backbone import build_timm_backbone
 
 __all__ = [
     "BasePixelDecoder",
+    "MSDeformAttnPixelDecoder",
     "MaskFormer",
     "MaskFormerHead",
     "PerPixelSegmentor",

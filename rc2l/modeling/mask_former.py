@@ -6,6 +6,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, build_backbone, build_sem_seg_head
 from torch import Tensor, nn
 
+from rc2l.modeling.masked_attention import NUM_LEVELS, MaskedAttentionPredictor
 from rc2l.modeling.outputs import SegmentationOutput
 from rc2l.modeling.pixel_decoder import build_pixel_decoder
 from rc2l.modeling.segmentor import Segmentor
@@ -13,6 +14,12 @@ from rc2l.modeling.transformer_decoder import TransformerPredictor
 
 # What MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE may name beside a backbone feature.
 _ENCODED, _PIXEL_EMBEDDING = "transformer_encoder", "pixel_embedding"
+# What it must name with the masked-attention decoder.
+_LEVELS = "multi_scale_pixel_decoder"
+
+
+#: Names of MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME: that of MaskFormer, that of Mask2Former.
+PLAIN_DECODER, MASKED_ATTENTION_DECODER = "StandardTransformerDecoder", "MultiScaleMaskedTransformerDecoder"
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -23,7 +30,8 @@ class MaskFormerHead(nn.Module):
         pixel_decoder: has ``forward_features``, see :class:`~rc2l.modeling.pixel_decoder.BasePixelDecoder`.
         predictor: turns a feature map and the per-pixel features into a :class:`SegmentationOutput`.
         transformer_in_feature: what the queries attend to: a backbone feature, "transformer_encoder" (the pixel
-            decoder's encoded feature) or "pixel_embedding" (its per-pixel features).
+            decoder's encoded feature), "pixel_embedding" (its per-pixel features) or, for the masked-attention decoder,
+            "multi_scale_pixel_decoder" (its coarsest levels).
     """
 
     @configurable
@@ -37,6 +45,18 @@ class MaskFormerHead(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         pixel_decoder = build_pixel_decoder(cfg, input_shape)
         name = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
+        if uses_masked_attention(cfg):
+            num_features = len(set(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES))
+            if num_features < NUM_LEVELS:
+                raise ValueError(
+                    f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {list(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES)}; masked attention "
+                    f"needs {NUM_LEVELS} or more features"
+                )
+            return {
+                "pixel_decoder": pixel_decoder,
+                "predictor": MaskedAttentionPredictor(cfg, cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM),
+                "transformer_in_feature": name,
+            }
         channels = {key: shape.channels for key, shape in input_shape.items()}
         channels[_PIXEL_EMBEDDING] = cfg.MODEL.SEM_SEG_HEAD.MASK_DIM
         # An encoder is what gives "transformer_encoder" a meaning; the plain pyramid has none.
@@ -55,6 +75,9 @@ class MaskFormerHead(nn.Module):
 
     def forward(self, features: dict[str, Tensor], auxiliary: bool = True) -> SegmentationOutput:
         """Shape: features name -> (B, C_i, h_i, w_i). ``auxiliary=False`` gives the last decoder layer only."""
+        if self.transformer_in_feature == _LEVELS:
+            pixel_features, levels = self.pixel_decoder.forward_levels(features)
+            return self.predictor(levels[:NUM_LEVELS], pixel_features, auxiliary)
         pixel_features, encoded = self.pixel_decoder.forward_features(features)
         if self.transformer_in_feature == _ENCODED:
             x = encoded
@@ -63,6 +86,11 @@ class MaskFormerHead(nn.Module):
         else:
             x = features[self.transformer_in_feature]
         return self.predictor(x, pixel_features, auxiliary)
+
+
+def uses_masked_attention(cfg: CfgNode) -> bool:
+    """Whether MODEL.MASK_FORMER asks for the masked-attention decoder instead of the plain one."""
+    return cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME == MASKED_ATTENTION_DECODER
 
 
 class ClassWeights(nn.Module):
@@ -115,6 +143,23 @@ def _check_config(cfg: CfgNode) -> None:
         raise ValueError(
             "MODEL.MASK_FORMER.TEST.PANOPTIC_ON is True; RC2L does semantic segmentation only, set it to False"
         )
+    if options.TEST.INSTANCE_ON or not options.TEST.SEMANTIC_ON:
+        raise ValueError(
+            f"MODEL.MASK_FORMER.TEST.INSTANCE_ON is {options.TEST.INSTANCE_ON} and SEMANTIC_ON "
+            f"{options.TEST.SEMANTIC_ON}; RC2L does semantic segmentation only, set them to False and True"
+        )
+    decoders = PLAIN_DECODER, MASKED_ATTENTION_DECODER
+    if options.TRANSFORMER_DECODER_NAME not in decoders:
+        raise ValueError(
+            f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME is '{options.TRANSFORMER_DECODER_NAME}'; choose one of "
+            f"{', '.join(decoders)}"
+        )
+    if uses_masked_attention(cfg) != (options.TRANSFORMER_IN_FEATURE == _LEVELS):
+        raise ValueError(
+            f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is '{options.TRANSFORMER_IN_FEATURE}' and "
+            f"TRANSFORMER_DECODER_NAME '{options.TRANSFORMER_DECODER_NAME}'; {_LEVELS} and {MASKED_ATTENTION_DECODER} "
+            "belong together"
+        )
     unit_interval = {
         "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": options.TEST.OBJECT_MASK_THRESHOLD,
         "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": options.TEST.OVERLAP_THRESHOLD,
@@ -127,7 +172,7 @@ def _check_config(cfg: CfgNode) -> None:
     minima = {
         "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": (options.NUM_OBJECT_QUERIES, 1),
         "MODEL.MASK_FORMER.NHEADS": (options.NHEADS, 1),
-        "MODEL.MASK_FORMER.DEC_LAYERS": (options.DEC_LAYERS, 1),
+        "MODEL.MASK_FORMER.DEC_LAYERS": (options.DEC_LAYERS, 2 if uses_masked_attention(cfg) else 1),
         "MODEL.MASK_FORMER.ENC_LAYERS": (options.ENC_LAYERS, 0),
         "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": (head.TRANSFORMER_ENC_LAYERS, 0),
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (head.NUM_CLASSES, 1),
@@ -136,7 +181,7 @@ def _check_config(cfg: CfgNode) -> None:
         if value < minimum:
             raise ValueError(f"{key} is {value}; it must be {minimum} or more")
     widths = {"MODEL.MASK_FORMER.HIDDEN_DIM": options.HIDDEN_DIM}
-    if head.PIXEL_DECODER_NAME == "TransformerEncoderPixelDecoder":
+    if head.PIXEL_DECODER_NAME in ("TransformerEncoderPixelDecoder", "MSDeformAttnPixelDecoder"):
         widths["MODEL.SEM_SEG_HEAD.CONVS_DIM"] = head.CONVS_DIM
     for key, width in widths.items():
         if width % 4 or width % options.NHEADS:

@@ -30,8 +30,9 @@ def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.M
     return SEM_SEG_HEADS_REGISTRY.get(name)(cfg, input_shape)
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str = "", relu: bool = False) -> Conv2d:
-    conv = Conv2d(
+def conv(in_channels: int, out_channels: int, kernel_size: int, norm: str = "", relu: bool = False) -> Conv2d:
+    """A convolution of odd size that keeps height and width, with bias where there is no normalisation."""
+    layer = Conv2d(
         in_channels,
         out_channels,
         kernel_size=kernel_size,
@@ -40,8 +41,8 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str = "",
         norm=get_norm(norm, out_channels),
         activation=F.relu if relu else None,
     )
-    weight_init.c2_xavier_fill(conv)
-    return conv
+    weight_init.c2_xavier_fill(layer)
+    return layer
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -63,11 +64,11 @@ class BasePixelDecoder(nn.Module):
             channels = input_shape[name].channels
             if index == len(self.in_features):
                 top_channels = self._build_top(channels, conv_dim)
-                self.add_module(f"layer_{index}", _conv(top_channels, conv_dim, 3, norm, relu=True))
+                self.add_module(f"layer_{index}", conv(top_channels, conv_dim, 3, norm, relu=True))
             else:
-                self.add_module(f"adapter_{index}", _conv(channels, conv_dim, 1, norm))
-                self.add_module(f"layer_{index}", _conv(conv_dim, conv_dim, 3, norm, relu=True))
-        self.mask_features = _conv(conv_dim, mask_dim, 3)
+                self.add_module(f"adapter_{index}", conv(channels, conv_dim, 1, norm))
+                self.add_module(f"layer_{index}", conv(conv_dim, conv_dim, 3, norm, relu=True))
+        self.mask_features = conv(conv_dim, mask_dim, 3)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -98,6 +99,17 @@ class BasePixelDecoder(nn.Module):
         """The pyramid's start, and the encoded feature if there is one."""
         return x, None
 
+    def pyramid(self, features: dict[str, Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """The pyramid's levels, coarsest first, and the encoded coarsest feature or None; shapes as below."""
+        last = len(self.in_features)
+        top, encoded = self._top(features[self.in_features[-1]])
+        levels = [getattr(self, f"layer_{last}")(top)]
+        for index in range(last - 1, 0, -1):
+            lateral = getattr(self, f"adapter_{index}")(features[self.in_features[index - 1]])
+            y = lateral + F.interpolate(levels[-1], size=lateral.shape[-2:], mode="nearest")
+            levels.append(getattr(self, f"layer_{index}")(y))
+        return levels, encoded
+
     def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Decode backbone features.
 
@@ -105,14 +117,13 @@ class BasePixelDecoder(nn.Module):
             features: name -> (B, C_i, h_i, w_i). Result: per-pixel features (B, mask_dim, h, w) of the finest one's
             size, and the encoded coarsest feature (B, conv_dim, h_n, w_n) or None without a transformer encoder.
         """
-        last = len(self.in_features)
-        top, encoded = self._top(features[self.in_features[-1]])
-        y = getattr(self, f"layer_{last}")(top)
-        for index in range(last - 1, 0, -1):
-            lateral = getattr(self, f"adapter_{index}")(features[self.in_features[index - 1]])
-            y = lateral + F.interpolate(y, size=lateral.shape[-2:], mode="nearest")
-            y = getattr(self, f"layer_{index}")(y)
-        return self.mask_features(y), encoded
+        levels, encoded = self.pyramid(features)
+        return self.mask_features(levels[-1]), encoded
+
+    def forward_levels(self, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Per-pixel features as of :meth:`forward_features`, and all levels (B, conv_dim, h_i, w_i), coarsest first."""
+        levels, _ = self.pyramid(features)
+        return self.mask_features(levels[-1]), levels
 
     def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         return self.forward_features(features)
@@ -160,7 +171,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         }
 
     def _build_top(self, in_channels: int, conv_dim: int) -> int:
-        self.input_proj = _conv(in_channels, conv_dim, 1)
+        self.input_proj = conv(in_channels, conv_dim, 1)
         return conv_dim
 
     def _top(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

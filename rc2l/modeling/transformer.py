@@ -1,6 +1,7 @@
 """Transformer encoder and decoder with positions added to queries and keys in every layer (DETR)."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +115,21 @@ class TransformerDecoder(nn.Module):
             x = layer(x, query_pos, key, memory)
             states.append(x)
         return self.norm(torch.stack(states if all_layers else states[-1:]))
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int):
+        super().__init__()
+        dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape: (..., in_dim) to (..., out_dim)."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
 
 
 def init_xavier(module: nn.Module) -> None:

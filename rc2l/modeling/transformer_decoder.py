@@ -1,32 +1,14 @@
 """Transformer predictor: queries to class and mask logits (MaskFormer)."""
 
-from itertools import pairwise
-
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d
 from fvcore.nn import weight_init
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rc2l.modeling.outputs import SegmentationOutput
 from rc2l.modeling.position_encoding import sine_position_encoding
-from rc2l.modeling.transformer import TransformerDecoder, TransformerEncoder, init_xavier
-
-
-class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
-
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int):
-        super().__init__()
-        dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape: (..., in_dim) to (..., out_dim)."""
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        return self.layers[-1](x)
+from rc2l.modeling.transformer import MLP, TransformerDecoder, TransformerEncoder, init_xavier
 
 
 class Transformer(nn.Module):
