@@ -481,7 +481,7 @@ def test_tensor_of_wrong_shape_is_refused(shape):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"MODEL__SEM_SEG_HEAD__PIXEL_DECODER_NAME": "FPN"}, "'FPN'; choose one of BasePixelDecoder, Transformer"),
+        ({"MODEL__SEM_SEG_HEAD__PIXEL_DECODER_NAME": "FPN"}, "'FPN'; choose one of BasePixelDecoder, MSDeformAttn"),
         ({"MODEL__MASK_FORMER__TRANSFORMER_IN_FEATURE": "res9"}, "'res9'.*res2, res3, res4, res5, pixel_embedding$"),
         (
             {"MODEL__MASK_FORMER__TRANSFORMER_IN_FEATURE": "transformer_encoder"},
