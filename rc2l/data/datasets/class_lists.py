@@ -45,6 +45,10 @@ def read_classes(value: object, where: str, root: Path) -> tuple[str, ...]:
     for name in value:
         if not isinstance(name, str) or not name:
             raise DatasetError(f"{where}: {source} has {name!r}, which is not text; put names into quotes")
+        if not name.isprintable():
+            raise DatasetError(
+                f"{where}: {source} has {name!r}, which holds a line break or control character; remove it"
+            )
         if value.count(name) > 1:
             raise DatasetError(f"{where}: {source} has '{name}' twice; every class needs a name of its own")
     return tuple(value)
