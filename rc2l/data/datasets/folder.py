@@ -184,7 +184,7 @@ def _attach_labels(description: Description, source: Source, base: Path, images:
         expected = source.labels / f"{_key(images[0], base, description.image_suffix)}{description.label_suffix}.png"
         raise DatasetError(
             f"dataset '{name}': none of the {len(images)} images below {base} has a label in {source.labels}, such as "
-            f"{expected.name} for {images[0].name}; {_label_hint(source.labels)}"
+            f"{expected.name} for {images[0].name}; {_several_masks(images[0], index) or _label_hint(source.labels)}"
         )
     return pairs
 
@@ -196,6 +196,14 @@ def _own_label(image: Path, base: Path, index: dict[str, Path], description: Des
     if by_stem and by_file and image not in (by_stem, by_file):
         raise DatasetError(f"{by_stem} and {by_file.name} are labels of the same image; remove one of them")
     return by_file or by_stem
+
+
+def _several_masks(image: Path, index: dict[str, Path]) -> str:
+    """What to do where the folder has one mask for each class of an image; empty where it has not."""
+    own = [path.name for key, path in index.items() if normalize_name(image.stem) in key]
+    if len(own) < 2:
+        return ""
+    return f"there are {len(own)} masks of it, first {own[0]}: join the masks of each image into one file of class ids"
 
 
 def _label_hint(folder: Path) -> str:
