@@ -8,7 +8,23 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from rc2l.mask2former_config import add_mask2former_config
-from rc2l.ranges import add_config_nodes, config_node, declare, flag, integer, number, one_of, several, text
+from rc2l.ranges import (
+    a_mapping,
+    add_config_nodes,
+    config_node,
+    declare,
+    either,
+    exactly,
+    flag,
+    integer,
+    number,
+    one_of,
+    several,
+    smallest_largest,
+    text,
+)
+
+_share = number(at_least=0, at_most=1)
 
 
 @config_node
@@ -71,6 +87,56 @@ def add_mask_former_config(cfg: CfgNode) -> None:
     # BasePixelDecoder | TransformerEncoderPixelDecoder | MSDeformAttnPixelDecoder
     cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "BasePixelDecoder"
     add_mask2former_config(cfg)
+
+
+declare(
+    "INPUT",
+    {
+        "DATASET_MAPPER_NAME": one_of("mask_former_semantic"),
+        "COLOR_AUG_SSD": flag(),
+        "SIZE_DIVISIBILITY": either(integer(at_least=1, at_most=4096), one_of(-1, 0)),
+    },
+)
+declare(
+    "SOLVER",
+    {
+        "OPTIMIZER": one_of("ADAMW", "SGD"),
+        "BACKBONE_MULTIPLIER": number(at_least=0),
+        "WEIGHT_DECAY_EMBED": number(at_least=0),
+    },
+)
+declare(
+    "MODEL.MASK_FORMER",
+    {
+        "DEEP_SUPERVISION": flag(),
+        "NO_OBJECT_WEIGHT": number(at_least=0),
+        "DICE_WEIGHT": number(at_least=0),
+        "MASK_WEIGHT": number(at_least=0),
+        "NHEADS": integer(at_least=1, at_most=1024),
+        "DROPOUT": number(at_least=0, below=1),
+        "DIM_FEEDFORWARD": integer(at_least=1, at_most=1_000_000),
+        "ENC_LAYERS": integer(at_least=0, at_most=1000),
+        "DEC_LAYERS": integer(at_least=1, at_most=1000),
+        "PRE_NORM": flag(),
+        "HIDDEN_DIM": integer(at_least=4, at_most=65536, multiple_of=4),
+        "NUM_OBJECT_QUERIES": integer(at_least=1, at_most=100_000),
+        "TRANSFORMER_IN_FEATURE": text(empty=False),
+        "ENFORCE_INPUT_PROJ": flag(),
+        "SIZE_DIVISIBILITY": integer(at_least=0, at_most=4096),
+        "TEST.PANOPTIC_ON": one_of(False),
+        "TEST.OBJECT_MASK_THRESHOLD": _share,
+        "TEST.OVERLAP_THRESHOLD": _share,
+        "TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": flag(),
+    },
+)
+declare(
+    "MODEL.SEM_SEG_HEAD",
+    {
+        "MASK_DIM": integer(at_least=1, at_most=65536),
+        "TRANSFORMER_ENC_LAYERS": integer(at_least=0, at_most=1000),
+        "PIXEL_DECODER_NAME": text(empty=False),
+    },
+)
 
 
 @config_node
@@ -146,6 +212,62 @@ def add_semi_config(cfg: CfgNode) -> None:
     cfg.SEMI.MIXING.BOX = "free"
 
 
+declare(
+    "DATASETS",
+    {
+        "UNLABELED": several(text(empty=False)),
+        "SPLIT.FRACTION": text(empty=False),
+        "SPLIT.NUM_LABELED": integer(at_least=0),
+        "SPLIT.SAMPLING": one_of("random", "class_balanced", "few_labels"),
+        "SPLIT.SEED": integer(),
+    },
+)
+declare(
+    "SOLVER",
+    {
+        "IMS_PER_BATCH_UNLABELED": integer(at_least=0),
+        "CHECKPOINTS_KEPT": integer(at_least=0),
+        "AMP.DTYPE": one_of("auto", "bfloat16", "float16"),
+    },
+)
+declare(
+    "SEMI",
+    {
+        "METHOD": one_of("supervised", "consistency", "rc2l", "self_training", "s4gan"),
+        "UNSUPERVISED_WEIGHT": number(at_least=0),
+        "BURN_IN": integer(at_least=0),
+        "DEEP_SUPERVISION": flag(),
+        "LOSS_RESOLUTION": one_of("mask", "crop"),
+        "TEACHER.DECAY": number(at_least=0, below=1),
+        "TEACHER.AVERAGE_BUFFERS": flag(),
+        "PSEUDO_LABEL.MIN_CONFIDENCE": _share,
+        "PSEUDO_LABEL.MIN_AREA": integer(at_least=0),
+        "MIXING.NAME": one_of("cutmix", "classmix", "cutout", "none"),
+        "MIXING.AREA": smallest_largest(number(above=0, at_most=1)),
+        "MIXING.ASPECT_RATIO": smallest_largest(number(above=0)),
+        "MIXING.BOX": one_of("free", "half"),
+    },
+)
+
+
+def declare_colors(node: str) -> None:
+    """Declare the ranges of the color keys of a view, such as INPUT.STRONG."""
+    factor = number(at_least=0)
+    declare(
+        node,
+        {
+            "COLOR_JITTER": exactly(factor, factor, factor, number(at_least=0, at_most=0.5)),
+            "COLOR_JITTER_PROB": _share,
+            "GRAYSCALE_PROB": _share,
+            "BLUR_PROB": _share,
+            "BLUR_SIGMA": smallest_largest(number(above=0)),
+        },
+    )
+
+
+declare_colors("INPUT.STRONG")
+
+
 @config_node
 def add_consistency_config(cfg: CfgNode) -> None:
     """Add the keys of matched-mask consistency."""
@@ -153,6 +275,9 @@ def add_consistency_config(cfg: CfgNode) -> None:
     # Matched-mask consistency: weights of focal and dice between matched student masks and pseudo masks.
     cfg.CONSISTENCY.FOCAL_WEIGHT = 20.0
     cfg.CONSISTENCY.DICE_WEIGHT = 1.0
+
+
+declare("CONSISTENCY", {"FOCAL_WEIGHT": number(at_least=0), "DICE_WEIGHT": number(at_least=0)})
 
 
 @config_node
@@ -182,6 +307,24 @@ def add_rc2l_losses_config(cfg: CfgNode) -> None:
     cfg.RC2L.UNION = "sum"
 
 
+declare(
+    "RC2L",
+    {
+        "RCC_WEIGHT": number(at_least=0),
+        "SMC_FOCAL_WEIGHT": number(at_least=0),
+        "SMC_DICE_WEIGHT": number(at_least=0),
+        "RMC_WEIGHT": number(at_least=0),
+        "RFC_WEIGHT": number(at_least=0),
+        "CONSISTENCY_WEIGHT": number(at_least=0),
+        "RMC_TEMPERATURE": number(above=0),
+        "RFC_TEMPERATURE": number(above=0),
+        "POSITIVE_IN_DENOMINATOR": flag(),
+        "DETACH_TARGET": flag(),
+        "UNION": one_of("sum", "max", "noisy_or", "hard"),
+    },
+)
+
+
 @config_node
 def add_self_training_config(cfg: CfgNode) -> None:
     """Add the keys of self-training."""
@@ -192,6 +335,9 @@ def add_self_training_config(cfg: CfgNode) -> None:
     # Share of the pseudo-labeled pixels of a process and step, in [0, 1], that are trained on, those of the lowest
     # entropy of the teacher: at the first and at the last iteration, linear between. DGCL: [0.8, 1.0].
     cfg.SELF_TRAINING.KEPT_SHARE = [1.0, 1.0]
+
+
+declare("SELF_TRAINING", {"CONFIDENCE_THRESHOLD": _share, "KEPT_SHARE": exactly(_share, _share)})
 
 
 @config_node
@@ -326,6 +472,30 @@ def add_dgcl_config(cfg: CfgNode) -> None:
     cfg.DGCL.REFRESHED_PER_CLASS = 64
 
 
+declare(
+    "DGCL",
+    {
+        "ENABLED": flag(),
+        "WEIGHT": number(at_least=0),
+        "DIM": integer(at_least=1),
+        "TEMPERATURE": number(above=0),
+        "NUM_ANCHORS": integer(at_least=1),
+        "NUM_POSITIVES": integer(at_least=1),
+        "NUM_NEGATIVES": integer(at_least=1),
+        "NEIGHBORS": several(integer(at_least=1), at_least=1),
+        "SKIP_CLASSES": several(integer(at_least=0)),
+        "ANCHORS": one_of("low_density", "random", "low_confidence"),
+        "POSITIVES": one_of("high_density", "average", "high_confidence"),
+        "DROPPED_SHARE": exactly(_share, _share),
+        "MAX_PIXELS": integer(at_least=1),
+        "MEMORY_PER_CLASS": integer(at_least=1),
+        "ADDED_PER_CLASS": integer(at_least=1),
+        "MEMORY_CONFIDENCE": _share,
+        "REFRESHED_PER_CLASS": integer(at_least=0),
+    },
+)
+
+
 @config_node
 def add_label_config(cfg: CfgNode) -> None:
     """Add the keys of published splits, partial labels, and the sizes and colors of each view."""
@@ -375,12 +545,39 @@ def add_label_config(cfg: CfgNode) -> None:
     cfg.INPUT.WEAK.BLUR_SIGMA = [0.1, 2.0]
 
 
+declare(
+    "DATASETS",
+    {
+        "SPLIT.LABELED_LIST": text(),
+        "SPLIT.UNLABELED_LIST": text(),
+        "SPLIT.MIN_CLASSES": integer(at_least=1),
+        "PARTIAL_LABELS.ENABLED": flag(),
+        "PARTIAL_LABELS.SHARE": _share,
+        "PARTIAL_LABELS.SEED": integer(at_least=0),
+        "PARTIAL_LABELS.FOLDER": text(),
+    },
+)
+_edge = integer(at_least=1, at_most=65500)
+declare(
+    "INPUT",
+    {
+        "BASE_SIZE": either(exactly(_edge, _edge), several(_edge, at_most=0)),
+        "SCALE_RANGE": either(smallest_largest(number(above=0)), several(number(), at_most=0)),
+    },
+)
+declare_colors("INPUT.LABELED")
+declare_colors("INPUT.WEAK")
+
+
 @config_node
 def add_custom_dataset_config(cfg: CfgNode) -> None:
     """Add the key of datasets that a user describes."""
     # Path of a dataset YAML file (next to the config file, or in the working directory), or a list of such paths and
     # of mappings with its keys; datasets/README.md, "Your own images". They can be used by name in DATASETS.TRAIN etc.
     cfg.DATASETS.CUSTOM = None
+
+
+declare("DATASETS", {"CUSTOM": either(one_of(None), text(), several(either(text(empty=False), a_mapping())))})
 
 
 @config_node
@@ -399,6 +596,19 @@ def add_run_config(cfg: CfgNode) -> None:
     cfg.SEMI.COLLAPSE.PATIENCE = 200
     # Evaluate on the first so many images of each test set; 0: all of them.
     cfg.TEST.MAX_IMAGES = 0
+
+
+declare(
+    "",
+    {
+        "SOLVER.MAX_SKIPPED_STEPS": integer(at_least=0),
+        "DETERMINISTIC": flag(),
+        "SEMI.COLLAPSE.MAX_CLASS_SHARE": _share,
+        "SEMI.COLLAPSE.MIN_KEPT_SHARE": _share,
+        "SEMI.COLLAPSE.PATIENCE": integer(at_least=0),
+        "TEST.MAX_IMAGES": integer(at_least=0),
+    },
+)
 
 
 @config_node

@@ -78,6 +78,16 @@ def one_of(*choices: object) -> Range:
     return Range(str(words), lambda value: any(type(value) is type(each) and value == each for each in choices))
 
 
+def only(value: object, why: str) -> Range:
+    """A single value; ``why`` says what another one would be ignored for."""
+    return Range(f"{value}, as {why}", lambda given: type(given) is type(value) and given == value)
+
+
+def a_mapping() -> Range:
+    """A mapping, whatever it holds: something else checks it."""
+    return Range("a mapping", lambda value: isinstance(value, dict))
+
+
 def text(empty: bool = True) -> Range:
     """A string of one line."""
 

@@ -241,10 +241,13 @@ def test_every_method_trains_with_dgcl(case, shapes, tmp_path, monkeypatch):
 
 BAD = {
     "MEMORY_PER_CLASS": (3, r"DGCL\.MEMORY_PER_CLASS is 3: it must be at least 4, the largest of DGCL\.NEIGHBORS"),
-    "REFRESHED_PER_CLASS": (-1, r"DGCL\.REFRESHED_PER_CLASS is -1: it must be at least 0"),
-    "MAX_PIXELS": (0, r"DGCL\.MAX_PIXELS is 0: it must be at least 1"),
-    "MEMORY_CONFIDENCE": (1.5, r"DGCL\.MEMORY_CONFIDENCE is 1\.5: it must be in \[0, 1\]"),
-    "DROPPED_SHARE": ("[0.8,1.1]", r"DGCL\.DROPPED_SHARE is \[0\.8, 1\.1\]: it must be two numbers in \[0, 1\]"),
+    "REFRESHED_PER_CLASS": (-1, r"DGCL\.REFRESHED_PER_CLASS is -1: it must be a whole number, 0 or more"),
+    "MAX_PIXELS": (0, r"DGCL\.MAX_PIXELS is 0: it must be a whole number, 1 or more"),
+    "MEMORY_CONFIDENCE": (1.5, r"DGCL\.MEMORY_CONFIDENCE is 1\.5: it must be a number in \[0, 1\]"),
+    "DROPPED_SHARE": (
+        "[0.8,1.1]",
+        r"DGCL\.DROPPED_SHARE is \[0\.8, 1\.1\]: it must be a list of 2, each a number in \[0, 1\]",
+    ),
     "SKIP_CLASSES": ("[9]", r"DGCL\.SKIP_CLASSES is \[9\].*class ids are at most 8"),
     "NUM_ANCHORS": (0, r"DGCL\.NUM_ANCHORS is 0"),
 }
@@ -258,5 +261,5 @@ def test_bad_values_are_one_error(key):
 
 
 def test_a_bad_share_of_self_training_is_one_error():
-    with pytest.raises(ValueError, match=r"SELF_TRAINING\.KEPT_SHARE is \[0\.8\]: it must be two numbers"):
+    with pytest.raises(ValueError, match=r"SELF_TRAINING\.KEPT_SHARE is \[0\.8\]: it must be a list of 2"):
         Method(config("cutmix_deeplab", "SELF_TRAINING.KEPT_SHARE", "[0.8]"))

@@ -1,6 +1,7 @@
 """A config from a YAML file and overrides, checked."""
 
 import difflib
+import logging
 import os
 import re
 from pathlib import Path
@@ -9,8 +10,11 @@ from detectron2.config import CfgNode
 
 from rc2l.config import get_rc2l_cfg
 from rc2l.data.datasets import register_custom_datasets
+from rc2l.detectron2_keys import without_effect
 from rc2l.ranges import check_ranges, flatten
 from rc2l.yaml_file import read_yaml_with_bases
+
+logger = logging.getLogger(__name__)
 
 #: Keys of DATASETS that hold names; a single text stands for a list of one.
 _LISTS_OF_NAMES = ("TRAIN", "TEST", "UNLABELED")
@@ -48,6 +52,8 @@ def check_config(cfg: CfgNode) -> None:
         ValueError: one line that names the key, its value and the allowed range.
     """
     check_ranges(cfg)
+    if ignored := without_effect(cfg):
+        logger.warning(f"no effect here, though the config sets them: {', '.join(ignored)} (keys of detectron2)")
 
 
 def merge_yaml(cfg: CfgNode, content: dict, source: str) -> None:
