@@ -115,6 +115,8 @@ class MaskFormer(Segmentor):
         others: see :class:`Segmentor`.
     """
 
+    kind = "masks"
+
     @configurable
     def __init__(self, *, no_object_weight: float, **others):
         super().__init__(**others)

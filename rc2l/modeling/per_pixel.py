@@ -1,4 +1,4 @@
-"""Per-pixel classification: a detectron2 meta-architecture with DeepLab heads."""
+"""Per-pixel classification: a detectron2 meta-architecture for any head that gives pixel logits, and DeepLab's."""
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
@@ -7,10 +7,7 @@ from detectron2.projects.deeplab import DeepLabV3PlusHead
 from torch import Tensor, nn
 
 from rc2l.modeling.outputs import SegmentationOutput
-from rc2l.modeling.segmentor import Segmentor
-
-HEADS = ("DeepLabV3PlusPixelHead", "DeepLabV2PixelHead")
-
+from rc2l.modeling.segmentor import Segmentor, probe_head
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class DeepLabV3PlusPixelHead(DeepLabV3PlusHead):
@@ -25,8 +22,19 @@ class DeepLabV3PlusPixelHead(DeepLabV3PlusHead):
         # Makes layers() stop before the predictor.
         self.decoder_only = True
 
+    @property
+    def pixel_feature_channels(self) -> int:
+        return self.predictor.in_channels
+
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        _check_in_features(cfg, input_shape)
+        options = cfg.MODEL.SEM_SEG_HEAD
+        if len(options.PROJECT_CHANNELS) != len(options.IN_FEATURES) - 1:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS is {list(options.PROJECT_CHANNELS)}: it must name one width for "
+                f"each of IN_FEATURES but the coarsest, {len(options.IN_FEATURES) - 1} in all"
+            )
         # LOSS_TYPE belongs to a loss that is never called: the losses live in the trainer.
         return super().from_config(cfg, input_shape) | {"train_size": None, "loss_type": "cross_entropy"}
 
@@ -46,9 +54,11 @@ class DeepLabV2PixelHead(nn.Module):
 
     def __init__(self, cfg: CfgNode, input_shape: dict[str, ShapeSpec]):
         super().__init__()
+        _check_in_features(cfg, input_shape)
         options = cfg.MODEL.SEM_SEG_HEAD
         self.in_feature = options.IN_FEATURES[-1]
         channels = input_shape[self.in_feature].channels
+        self.pixel_feature_channels = channels
         self.predictor = nn.ModuleList(
             Conv2d(channels, options.NUM_CLASSES, kernel_size=3, padding=dilation, dilation=dilation)
             for dilation in options.ASPP_DILATIONS
@@ -63,9 +73,24 @@ class DeepLabV2PixelHead(nn.Module):
         return SegmentationOutput(None, None, x, pixel_logits=sum(conv(x) for conv in self.predictor))
 
 
+def _check_in_features(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
+    names = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
+    if not names or any(name not in input_shape for name in names):
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {list(names)}, the backbone gives {list(input_shape)}; name one or more "
+            "of these, or add the missing ones to MODEL.RESNETS.OUT_FEATURES (MODEL.TIMM.OUT_INDICES)"
+        )
+
+
 @META_ARCH_REGISTRY.register()
 class PerPixelSegmentor(Segmentor):
-    """A backbone and a head that classifies every pixel; see :class:`Segmentor`."""
+    """A backbone and a head that classifies every pixel; see :class:`Segmentor`.
+
+    The head is any of detectron2's registry whose ``forward(features, auxiliary)`` gives a :class:`SegmentationOutput`
+    with ``pixel_logits``.
+    """
+
+    kind = "pixels"
 
     @configurable
     def __init__(self, **options):
@@ -73,28 +98,22 @@ class PerPixelSegmentor(Segmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        head = cfg.MODEL.SEM_SEG_HEAD
-        if head.NAME not in HEADS:
-            raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.NAME is '{head.NAME}'; with PerPixelSegmentor choose one of {', '.join(HEADS)}"
-            )
+        name = cfg.MODEL.SEM_SEG_HEAD.NAME
+        if name not in SEM_SEG_HEADS_REGISTRY:
+            known = ", ".join(sorted(head for head, _ in SEM_SEG_HEADS_REGISTRY))
+            raise ValueError(f"MODEL.SEM_SEG_HEAD.NAME is '{name}'; choose one of {known}")
         backbone = build_backbone(cfg)
         shape = backbone.output_shape()
-        missing = [name for name in head.IN_FEATURES if name not in shape]
-        if missing or not head.IN_FEATURES:
+        head = build_sem_seg_head(cfg, shape)
+        if probe_head(head, shape).pixel_logits is None:
             raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {list(head.IN_FEATURES)}, the backbone gives {list(shape)}; name "
-                "one or more of these, or add the missing ones to MODEL.RESNETS.OUT_FEATURES"
-            )
-        if head.NAME == "DeepLabV3PlusPixelHead" and len(head.PROJECT_CHANNELS) != len(head.IN_FEATURES) - 1:
-            raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS is {list(head.PROJECT_CHANNELS)}: it must name one width for "
-                f"each of IN_FEATURES but the coarsest, {len(head.IN_FEATURES) - 1} in all"
+                f"MODEL.SEM_SEG_HEAD.NAME is '{name}', which gives no pixel_logits: set MODEL.META_ARCHITECTURE to "
+                "MaskFormer, or choose another head, such as DeepLabV3PlusPixelHead"
             )
         return {
             "backbone": backbone,
-            "sem_seg_head": build_sem_seg_head(cfg, shape),
-            "num_classes": head.NUM_CLASSES,
+            "sem_seg_head": head,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             # Convolutions need no padding; images of one batch are padded to the largest.

@@ -8,7 +8,6 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rc2l.modeling.mask_former import MaskFormer
 from rc2l.modeling.outputs import SegmentationOutput
 from rc2l.modeling.segmentor import Segmentor
 
@@ -45,17 +44,9 @@ def build_projection(cfg: CfgNode, network: Segmentor) -> ProjectionHeads | None
     channels = {name: node.DIM for name, node in (("reco", cfg.RECO), ("dgcl", cfg.DGCL)) if node.ENABLED}
     if not channels:
         return None
-    in_channels = pixel_feature_channels(cfg, network)
+    in_channels = network.pixel_feature_channels
     heads = ProjectionHeads({name: ProjectionHead(in_channels, number) for name, number in channels.items()})
     return heads.to(network.device)
-
-
-def pixel_feature_channels(cfg: CfgNode, network: Segmentor) -> int:
-    """Channels of :attr:`SegmentationOutput.pixel_features`."""
-    if isinstance(network, MaskFormer):
-        return cfg.MODEL.SEM_SEG_HEAD.MASK_DIM
-    predictor = network.sem_seg_head.predictor
-    return (predictor[0] if isinstance(predictor, nn.ModuleList) else predictor).in_channels
 
 
 class TrainingNetwork(nn.Module):

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from rc2l.modeling.outputs import SegmentationOutput, semantic_scores
 class Segmentor(nn.Module):
     """A backbone and a head that gives a :class:`SegmentationOutput`, behind detectron2's model interface.
 
+    A class says by ``kind`` what it predicts: "masks" (``pred_logits`` and ``pred_masks``) or "pixels"
+    (``pixel_logits``).
+
     Args:
         backbone: a detectron2 backbone.
         sem_seg_head: called with the backbone's features and ``auxiliary``.
@@ -24,6 +28,8 @@ class Segmentor(nn.Module):
         postprocess_before_inference: resize masks to the requested size before, not after, classes and masks are
             combined.
     """
+
+    kind: str
 
     def __init__(
         self,
@@ -49,6 +55,14 @@ class Segmentor(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    @property
+    def pixel_feature_channels(self) -> int:
+        """Channels of :attr:`SegmentationOutput.pixel_features`: what the head says, or else what it gives."""
+        channels = getattr(self.sem_seg_head, "pixel_feature_channels", None)
+        if channels is None:
+            channels = probe_head(self.sem_seg_head, self.backbone.output_shape(), self.device).pixel_features.shape[1]
+        return channels
 
     def normalize(self, images: Tensor) -> Tensor:
         """Shape: (..., C, H, W) of any dtype, 0..255, to float32 with the configured mean and deviation removed."""
@@ -111,3 +125,34 @@ class Segmentor(nn.Module):
         else:
             scores = semantic_scores(output.pred_logits, maps.sigmoid())[0]
         return scores if self.postprocess_before_inference else sem_seg_postprocess(scores, image_size, *size)
+
+
+@torch.no_grad()
+def probe_head(
+    head: nn.Module, input_shape: dict[str, ShapeSpec], device: torch.device | str = "cpu"
+) -> SegmentationOutput:
+    """What a head gives for zeros, the features of an image of 64 x 64 pixels.
+
+    Raises:
+        ValueError: it cannot be called as a head is here, or gives something else.
+    """
+    features = {
+        name: torch.zeros(1, shape.channels, -(-64 // shape.stride), -(-64 // shape.stride), device=device)
+        for name, shape in input_shape.items()
+    }
+    training = head.training
+    head.eval()
+    try:
+        output = head(features, False)
+    except TypeError as error:
+        raise ValueError(f"MODEL.SEM_SEG_HEAD.NAME: {_CONTRACT.format(type(head).__name__)} ({error})") from error
+    finally:
+        head.train(training)
+    if not isinstance(output, SegmentationOutput):
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.NAME: {_CONTRACT.format(type(head).__name__)}, not a {type(output).__name__}"
+        )
+    return output
+
+
+_CONTRACT = "{}'s forward must take (features, auxiliary) and give a rc2l.modeling.SegmentationOutput"

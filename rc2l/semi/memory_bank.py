@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from rc2l.losses.class_groups import ClassGroups
 from rc2l.losses.density import block_density
 from rc2l.losses.dgcl import Memory
-from rc2l.modeling.projection import pixel_feature_channels
 from rc2l.modeling.segmentor import Segmentor
 
 logger = logging.getLogger(__name__)
@@ -168,7 +167,7 @@ def build_memory_bank(cfg: CfgNode, network: Segmentor) -> MemoryBank | None:
     bank = MemoryBank(
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         dgcl.MEMORY_PER_CLASS,
-        pixel_feature_channels(cfg, network),
+        network.pixel_feature_channels,
         dgcl.DIM,
         dgcl.NEIGHBORS,
         dgcl.REFRESHED_PER_CLASS,
