@@ -424,18 +424,18 @@ def test_datasets_custom(tmp_path, monkeypatch, how):
     assert [load_records(name) for name in names] == records
 
 
-def test_the_templates_work_on_a_real_folder(tmp_path):
+@pytest.mark.parametrize("template", ["rc2l_efficientnet-lite0.yaml", "rc2l_r50.yaml"])
+def test_the_templates_work_on_a_real_folder(template, tmp_path):
     description = yaml.safe_load((REPO / "configs/custom/my_dataset.yaml").read_text())
     write_folder(tmp_path, 5)
     for path in (tmp_path / "labels").iterdir():
         save_gray_png((paint_label(0, 3, SIZE) == 1) * np.uint8(255), path)
     (tmp_path / "my_dataset.yaml").write_text(yaml.safe_dump({**description, "root": "."}))
-    config = (REPO / "configs/custom/rc2l_r50.yaml").read_text()
-    base = REPO / "configs/Base-MaskFormer-R101.yaml"
-    (tmp_path / "rc2l_r50.yaml").write_text(config.replace("../Base-MaskFormer-R101.yaml", str(base)))
+    config = (REPO / "configs/custom" / template).read_text()
+    (tmp_path / template).write_text(config.replace("../", f"{REPO}/configs/"))
     cfg = get_rc2l_cfg()
-    cfg.merge_from_file(str(tmp_path / "rc2l_r50.yaml"))
-    names = register_custom_datasets(cfg, tmp_path / "rc2l_r50.yaml")
+    cfg.merge_from_file(str(tmp_path / template))
+    names = register_custom_datasets(cfg, tmp_path / template)
     assert names == (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     assert len(MetadataCatalog.get(names[0]).stuff_classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     assert [len(labels_of(name)) for name in names] == [3, 2]

@@ -315,3 +315,44 @@ def test_without_network_it_is_told_what_to_bring_and_a_brought_file_is_taken(tm
         (tmp_path / local).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / local).write_bytes(b"")
         assert local_weights(path) == tmp_path / local
+
+
+RECIPES = [
+    f"{data}_{split}.yaml".replace("*", backbone)
+    for backbone in ("efficientnet-lite0", "convnext-tiny", "swin-tiny", "dinov2-small", "dinov2-base")
+    for data, split in (("voc/rc2l_*", "1-16"), ("cityscapes/rc2l_*", "1-8"), ("camvid/rc2l_*", "1-8"))
+]
+
+
+def test_recipes_name_weights_that_timm_has_and_their_input():
+    from rc2l.engine.config_file import load_config
+    from rc2l.modeling.timm_weights import _input_of_timm
+    from rc2l.modeling.weight_formats import WeightSource
+    from rc2l.modeling.weight_sources import hub_files, initial_weights
+    from tests.shared_data import REPO
+
+    assert len(list((REPO / "configs").glob("*/*_efficientnet-lite0*.yaml"))) >= 5
+    for recipe in RECIPES:
+        cfg = load_config(str(REPO / "configs" / recipe), [])
+        weights = initial_weights(cfg)
+        if weights.startswith("timm://"):
+            assert weights == f"timm://{cfg.MODEL.TIMM.NAME}" and hub_files(weights)[0].startswith("timm/")
+            expected = _input_of_timm({}, WeightSource(weights, REPO / "none"), None)
+            assert list(cfg.MODEL.PIXEL_MEAN) == pytest.approx(expected.mean, abs=0.01) and cfg.INPUT.FORMAT == "RGB"
+            assert list(cfg.MODEL.PIXEL_STD) == pytest.approx(expected.std, abs=0.01)
+        else:
+            assert local_weights(weights).is_file() and list(cfg.MODEL.PIXEL_MEAN) == [127.0] * 3
+        if "dinov2" in recipe:
+            assert pytest.approx(5e-6) == cfg.SOLVER.BASE_LR * cfg.SOLVER.BACKBONE_MULTIPLIER
+            assert not any(size % 14 for size in cfg.INPUT.CROP.SIZE)
+
+
+def test_pretrained_is_the_models_own_weights_where_no_others_are_named():
+    from rc2l.modeling.weight_sources import initial_weights
+
+    cfg = cfg_of("convnext_tiny.fb_in1k", "MODEL.TIMM.PRETRAINED", True)
+    assert initial_weights(cfg) == "timm://convnext_tiny.fb_in1k"
+    cfg.MODEL.WEIGHTS = "mine.pth"
+    assert initial_weights(cfg) == "mine.pth"
+    cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED = "", False
+    assert initial_weights(cfg) == ""

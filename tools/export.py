@@ -1,7 +1,7 @@
 """Make one file of a trained network that runs without this project, or one of its weights alone.
 
-    python tools/export.py --config-file configs/custom/rc2l_r50.yaml \\
-        --checkpoint output/custom/rc2l_r50/model_best.pth --output roofs.pt
+    python tools/export.py --config-file configs/custom/rc2l_efficientnet-lite0.yaml \\
+        --checkpoint output/custom/rc2l_efficientnet-lite0/model_best.pth --output roofs.pt
 
 A .pt file is TorchScript: it needs PyTorch only, in Python or C++, and holds no training part. It takes one image,
 (3, H, W) uint8 in RGB, of any size, and gives (K, H, W) float32, the probability of each class in each pixel; beside

@@ -1,7 +1,7 @@
 """Label images with a trained network.
 
-    python tools/predict.py photos/ one.jpg --config-file configs/custom/rc2l_r50.yaml \\
-        --checkpoint output/custom/rc2l_r50/model_best.pth --output predictions --overlays
+    python tools/predict.py photos/ one.jpg --config-file configs/custom/rc2l_efficientnet-lite0.yaml \\
+        --checkpoint output/custom/rc2l_efficientnet-lite0/model_best.pth --output predictions --overlays
 
 Folders are searched with their subfolders. For each image there is labels/<name>.png below --output: class ids, in the
 image's own size, with the colors of the classes as palette; classes.txt has the class of each id, one a line. Both can

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rc2l.modeling.outputs import SegmentationOutput
 from rc2l.modeling.segmentor import Segmentor, probe_head
 
+
 @SEM_SEG_HEADS_REGISTRY.register()
 class DeepLabV3PlusPixelHead(DeepLabV3PlusHead):
     """detectron2's DeepLabV3+ head, same parameters, giving decoder features and logits instead of a loss.
@@ -77,8 +78,8 @@ def _check_in_features(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
     names = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
     if not names or any(name not in input_shape for name in names):
         raise ValueError(
-            f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {list(names)}, the backbone gives {list(input_shape)}; name one or more "
-            "of these, or add the missing ones to MODEL.RESNETS.OUT_FEATURES (MODEL.TIMM.OUT_INDICES)"
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {list(names)}, the backbone gives {list(input_shape)}; name one or "
+            "more of these, or add the missing ones to MODEL.RESNETS.OUT_FEATURES (MODEL.TIMM.OUT_INDICES)"
         )
 
 
