@@ -12,10 +12,12 @@ import rc2l  # noqa: F401  makes detectron2 importable
 from detectron2.modeling import build_model
 
 from rc2l.config import get_rc2l_cfg
+from rc2l.losses.regions import Regions
 from rc2l.modeling.deformable_attention import MultiScaleDeformableAttention, sample_levels
 from rc2l.modeling.position_encoding import sine_position_encoding
 from tests.shared_data import shared_file
 from tests.test_maskformer import assert_close, images, official_yaml, tiny_model
+from tests.test_points import run_recorded
 
 DECODERS = {
     "deformable": {
@@ -120,6 +122,34 @@ def test_parity_of_inference(parity):
     ]
     for index, item in enumerate(model(batch)):
         assert_close(item["sem_seg"], arrays[f"unaligned/sem_seg{index}"], f"unaligned {index}")
+
+
+def test_parity_of_a_training_step(parity):
+    arrays, model = parity
+    model.train()
+    output = model(torch.from_numpy(arrays["image"]))
+    for name in (name for name in arrays.files if name.startswith("train/after/")):
+        assert_close(model.get_buffer(name.removeprefix("train/after/")), arrays[name], name)
+    labels, masks = ([torch.from_numpy(arrays[f"train/{kind}{b}"]) for b in (0, 1)] for kind in ("labels", "masks"))
+    data = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name.startswith("train/draw/")}
+    names = ["", *(f"aux{index}_" for index in range(len(output.aux_outputs)))]
+    num_points = data["train/draw/match0"].shape[0]
+    layers, regions = output.layers(), Regions.from_masks(labels, masks)
+    matches, losses = run_recorded(layers, regions, "train/draw/", data, names, 0.1, num_points)
+    for pairs, name in zip(matches.pairs, names, strict=True):
+        for b in (0, 1):
+            assert pairs[1][pairs[0] == b].tolist() == arrays[f"train/match/{name}src{b}"].tolist()
+            assert pairs[2][pairs[0] == b].tolist() == arrays[f"train/match/{name}tgt{b}"].tolist()
+    losses = {name: value * (2 if "ce" in name.split("_") else 5) for name, value in losses.items()}
+    assert {f"train/{name}" for name in losses} == {name for name in arrays.files if name.startswith("train/loss_")}
+    for name, value in losses.items():
+        np.testing.assert_allclose(value.item(), arrays[f"train/{name}"], rtol=1e-4, err_msg=name)
+    sum(losses.values()).backward()
+    norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.requires_grad}
+    prefix = "train/gradnorm/"
+    assert {prefix + name for name in norms} == {name for name in arrays.files if name.startswith(prefix)}
+    for name, value in norms.items():
+        np.testing.assert_allclose(value, arrays[prefix + name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def test_deformable_attention_equals_the_official_one():

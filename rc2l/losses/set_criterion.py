@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rc2l.losses.points import PointSampling, sampled_mask_losses
 from rc2l.losses.regions import Regions
 from rc2l.losses.upsampled_mask import upsampled_mask_losses
 
@@ -17,6 +18,7 @@ def set_criterion(
     num_regions: int,
     no_object_weight: float,
     average: Callable[[Tensor], Tensor] = lambda totals: totals,
+    sampling: PointSampling | None = None,
 ) -> dict[str, Tensor]:
     """Classification, focal and dice loss of every decoder layer, not weighted.
 
@@ -33,10 +35,11 @@ def set_criterion(
         num_regions: regions of this process's batch, matched or not.
         no_object_weight: weight of the "no object" class, at least 0.
         average: mean of a tensor over processes.
+        sampling: binary cross-entropy instead of focal, and dice, on points instead of all pixels (Mask2Former).
 
     Returns:
-        ``loss_ce``, ``loss_mask`` (focal), ``loss_dice`` for the last layer, and ``..._<i>`` for the others, ``i``
-        counting from the first decoder layer.
+        ``loss_ce``, ``loss_mask`` (focal or cross-entropy), ``loss_dice`` for the last layer, and ``..._<i>`` for the
+        others, ``i`` counting from the first decoder layer.
     """
     device = regions.index.device
     logits = torch.stack([layer_logits for layer_logits, _ in layers])
@@ -57,13 +60,16 @@ def set_criterion(
     sizes = [len(image) for image, _, _ in pairs]
     image, slot = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[2] for pair in pairs])
     predicted = torch.cat([masks[image, query] for (_, masks), (image, query, _) in zip(layers, pairs, strict=True)])
-    focal, dice = upsampled_mask_losses(predicted, regions, image, slot)
-    focal, dice = focal.split(sizes), dice.split(sizes)
+    if sampling is None:
+        mask, dice = upsampled_mask_losses(predicted, regions, image, slot)
+    else:
+        mask, dice = sampled_mask_losses(predicted, regions, image, slot, sampling)
+    mask, dice = mask.split(sizes), dice.split(sizes)
 
     losses = {}
     for layer in range(L):
         suffix = "" if layer == 0 else f"_{layer - 1}"
         losses[f"loss_ce{suffix}"] = loss_ce[layer]
-        losses[f"loss_mask{suffix}"] = focal[layer].sum() / region_count
+        losses[f"loss_mask{suffix}"] = mask[layer].sum() / region_count
         losses[f"loss_dice{suffix}"] = dice[layer].sum() / region_count
     return losses

@@ -93,6 +93,12 @@ def uses_masked_attention(cfg: CfgNode) -> bool:
     return cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME == MASKED_ATTENTION_DECODER
 
 
+def losses_on_points(cfg: CfgNode) -> bool:
+    """Whether MODEL.MASK_FORMER.MASK_LOSS_ON asks for mask losses on sampled points."""
+    choice = cfg.MODEL.MASK_FORMER.MASK_LOSS_ON
+    return choice == "points" or (choice == "auto" and uses_masked_attention(cfg))
+
+
 class ClassWeights(nn.Module):
     """Weights of the K+1 classes in the classification loss: ones, and the weight of "no object" last.
 

@@ -6,10 +6,13 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from rc2l.losses import region
+from rc2l.losses.points import PointSampling
 from rc2l.losses.regions import Regions
 from rc2l.losses.set_criterion import set_criterion
+from rc2l.modeling.mask_former import losses_on_points
 from rc2l.modeling.matcher import HungarianMatcher, Matches
 from rc2l.modeling.outputs import SegmentationOutput
+from rc2l.modeling.point_matcher import PointMatcher
 
 
 class RegionLosses:
@@ -37,7 +40,15 @@ class RegionLosses:
         self.consistency = cfg.CONSISTENCY
         #: Numbers of the last step worth watching, 0-d.
         self.watched: dict[str, Tensor] = {}
-        self.matcher = HungarianMatcher(1.0, self.mask_former.MASK_WEIGHT, self.mask_former.DICE_WEIGHT)
+        options = self.mask_former
+        weights = options.CLASS_WEIGHT, options.MASK_WEIGHT, options.DICE_WEIGHT
+        self.sampling = None
+        self.matcher = HungarianMatcher(*weights)
+        if losses_on_points(cfg):
+            self.sampling = PointSampling(
+                options.TRAIN_NUM_POINTS, options.OVERSAMPLE_RATIO, options.IMPORTANCE_SAMPLE_RATIO
+            )
+            self.matcher = PointMatcher(*weights, self.sampling)
 
     def losses(
         self,
@@ -71,10 +82,11 @@ class RegionLosses:
         return Regions.from_label_map(label_map, self.num_classes)
 
     def _supervised(self, layers, regions: Regions, matches: Matches, average) -> dict[str, Tensor]:
+        options = self.mask_former
         losses = set_criterion(
-            layers, regions, matches.pairs, matches.num_regions, self.mask_former.NO_OBJECT_WEIGHT, average
+            layers, regions, matches.pairs, matches.num_regions, options.NO_OBJECT_WEIGHT, average, self.sampling
         )
-        weights = {"ce": 1.0, "mask": self.mask_former.MASK_WEIGHT, "dice": self.mask_former.DICE_WEIGHT}
+        weights = {"ce": options.CLASS_WEIGHT, "mask": options.MASK_WEIGHT, "dice": options.DICE_WEIGHT}
         return {name: value * weights[name.split("_")[1]] for name, value in losses.items()}
 
     def _unsupervised(
