@@ -111,7 +111,7 @@ def test_two_processes_share_every_gradient(tmp_path):
     mp.spawn(work, (29771, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
     assert all(torch.equal(gradient, second[name]) for name, gradient in first.items())
-    # Offsets and weights of deformable attention start independent of the position, so its embedding has a gradient of 0.
+    # Offsets and weights of deformable attention start independent of positions, whose embedding has no slope then.
     zero = [name for name, gradient in first.items() if not gradient.any()]
     assert zero == ["sem_seg_head.pixel_decoder.transformer.level_embed"]
 
