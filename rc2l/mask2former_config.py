@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from rc2l.ranges import declare, flag, integer, number, one_of, several, text
+from rc2l.ranges import config_check, declare, flag, integer, number, one_of, several, text
 
 
 def add_mask2former_config(cfg: CfgNode) -> None:
@@ -77,8 +77,8 @@ declare(
         "TRAIN_NUM_POINTS": integer(at_least=1),
         "OVERSAMPLE_RATIO": number(at_least=1),
         "IMPORTANCE_SAMPLE_RATIO": number(at_least=0, at_most=1),
-        "TEST.INSTANCE_ON": flag(),
-        "TEST.SEMANTIC_ON": flag(),
+        "TEST.INSTANCE_ON": one_of(False),
+        "TEST.SEMANTIC_ON": one_of(True),
     },
 )
 declare(
@@ -111,3 +111,13 @@ declare(
         "PRETRAIN_IMG_SIZE": integer(at_least=1),
     },
 )
+
+
+@config_check
+def check_baselines(cfg: CfgNode) -> None:
+    """Refuse the per-pixel baselines of MaskFormer's files."""
+    if cfg.MODEL.SEM_SEG_HEAD.NAME.startswith("PerPixelBaseline"):
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.NAME is {cfg.MODEL.SEM_SEG_HEAD.NAME}: RC2L has other per-pixel models; set "
+            "MODEL.META_ARCHITECTURE to PerPixelSegmentor and this to DeepLabV3PlusPixelHead"
+        )

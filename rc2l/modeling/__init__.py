@@ -6,10 +6,12 @@ from rc2l.modeling.mask_former import MaskFormer, MaskFormerHead
 from rc2l.modeling.outputs import SegmentationOutput, semantic_scores
 from rc2l.modeling.per_pixel import PerPixelSegmentor
 from rc2l.modeling.pixel_decoder import BasePixelDecoder, TransformerEncoderPixelDecoder
+from rc2l.modeling.swin import D2SwinTransformer
 from rc2l.modeling.timm_backbone import build_timm_backbone
 
 __all__ = [
     "BasePixelDecoder",
+    "D2SwinTransformer",
     "MSDeformAttnPixelDecoder",
     "MaskFormer",
     "MaskFormerHead",
