@@ -54,6 +54,30 @@ def test_datasets_of_a_config_must_be_there_and_others_may_be(tmp_path, monkeypa
     assert set(levels(doctor.datasets(None))) == {doctor.WARNING}
 
 
+def test_weights_of_a_config_must_be_at_hand_and_what_to_bring_is_told(tmp_path, monkeypatch):
+    from rc2l.config import get_rc2l_cfg
+
+    cfg = get_rc2l_cfg()
+    assert levels(doctor.weights(cfg)) == []
+    cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
+    assert levels(doctor.weights(cfg)) == [doctor.PROBLEM]
+    (tmp_path / "weights.pth").write_bytes(b"")
+    assert levels(doctor.weights(cfg)) == [doctor.OK]
+    cfg.MODEL.WEIGHTS = "package://no_such_package/x.pth"
+    (finding,) = doctor.weights(cfg)
+    assert finding.level == doctor.PROBLEM and "install no-such-package" in str(finding)
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    monkeypatch.setattr("iopath.common.file_io.download", unreachable)
+    cfg.MODEL.WEIGHTS = "https://example.org/a/b.pth"
+    (finding,) = doctor.weights(cfg)
+    assert finding.level == doctor.PROBLEM
+    assert finding.fix.startswith(f"download https://example.org/a/b.pth elsewhere and put it at {tmp_path}/a/b.pth")
+
+
 def test_a_check_that_fails_is_a_finding():
     def broken():
         raise RuntimeError("first line\nsecond line")

@@ -267,3 +267,14 @@ def test_best_and_last_checkpoints_are_kept_and_older_ones_are_not(tmp_path):
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
     best = torch.load(tmp_path / "model_best.pth", weights_only=True)["trainer"]
     assert best["best"] == results["teacher/mIoU"] and best["iteration"] == 3
+
+
+def test_weights_that_cannot_be_fetched_are_told_before_the_data_is_looked_at(tmp_path, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nothing"))
+    monkeypatch.setattr("iopath.common.file_io.download", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"cannot fetch https://\S+a.pth .* and put it at .*cache/a.pth"):
+        run("shapes/rc2l.yaml", tmp_path / "output", "MODEL.WEIGHTS", "https://example.org/a.pth")

@@ -17,7 +17,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest import mock
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 #: name -> oldest version that is known to work; detectron2 is looked at by itself.
@@ -136,6 +140,18 @@ def datasets(names: tuple[str, ...] | None) -> Iterator[Finding]:
             yield Finding(level, f"dataset {name}: {reason}", fix or "see datasets/README.md")
 
 
+def weights(cfg: "CfgNode") -> Iterator[Finding]:
+    """Whether the initial weights of a config are there, or can be fetched (which is done)."""
+    from rc2l.modeling.weight_sources import initial_weights, local_weights
+
+    if path := initial_weights(cfg):
+        try:
+            yield Finding(OK, f"weights {path}: {local_weights(path)}")
+        except (ValueError, OSError) as error:
+            reason, _, fix = str(error).removeprefix("MODEL.WEIGHTS: ").rpartition("; ")
+            yield Finding(PROBLEM, f"weights: {reason or fix}", fix if reason else "see configs/README.md")
+
+
 def self_test() -> Iterator[Finding]:
     """One training step on made-up images."""
     from rc2l.data.datasets.shapes import generate_shapes
@@ -169,7 +185,7 @@ def main() -> int:
     parser.add_argument("--config-file", default="", help="check what this config needs")
     parser.add_argument("overrides", nargs="*", help="config KEY VALUE pairs")
     args = parser.parse_args()
-    output, names = Path("output"), None
+    output, names, cfg = Path("output"), None, None
     findings = [*guarded(versions, "versions"), *guarded(detectron2_flavour, "detectron2")]
     for finding in findings:
         print(finding)
@@ -189,6 +205,7 @@ def main() -> int:
             "disk": lambda: disk(output),
             "shared memory": shared_memory,
             "datasets": lambda: datasets(names),
+            "weights": lambda: weights(cfg) if cfg is not None else iter(()),
             "self test": self_test,
         }.items():
             for finding in guarded(check, name):
