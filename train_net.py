@@ -10,8 +10,8 @@ Any config key can follow as ``KEY VALUE`` pairs, after all the options.
 """
 
 import argparse
-import sys
 
+from rc2l.engine.entry_point import entry_point
 from rc2l.engine.launch import launch
 from rc2l.engine.run import argument_parser, evaluate_only, setup, train
 
@@ -23,9 +23,10 @@ def main(args: argparse.Namespace) -> dict[str, float]:
     return train(cfg, args.resume, replace=args.fast_dev_run)
 
 
+@entry_point
+def run() -> None:
+    launch(main, argument_parser(__doc__).parse_args())
+
+
 if __name__ == "__main__":
-    arguments = argument_parser(__doc__).parse_args()
-    try:
-        launch(main, arguments)
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    run()

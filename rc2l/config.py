@@ -9,6 +9,9 @@ from detectron2.projects.deeplab import add_deeplab_config
 
 from rc2l.mask2former_config import add_mask2former_config
 from rc2l.ranges import (
+    MOST_CHANNELS,
+    MOST_STEPS,
+    MOST_THINGS,
     a_mapping,
     add_config_nodes,
     config_node,
@@ -153,7 +156,7 @@ def add_semi_config(cfg: CfgNode) -> None:
     # random: by a hash of (seed, image id). class_balanced: each next image contains the class least seen so far.
     # few_labels: the same among images of at least SPLIT.MIN_CLASSES classes (ReCo).
     cfg.DATASETS.SPLIT.SAMPLING = "random"
-    # Which draw; independent of SEED.
+    # Which draw, a 32-bit number; independent of SEED.
     cfg.DATASETS.SPLIT.SEED = 0
 
     # SOLVER.IMS_PER_BATCH counts the labelled images of a step over all processes, this the unlabelled ones. RC2L: 8+8.
@@ -217,16 +220,16 @@ declare(
     {
         "UNLABELED": several(text(empty=False)),
         "SPLIT.FRACTION": text(empty=False),
-        "SPLIT.NUM_LABELED": integer(at_least=0),
+        "SPLIT.NUM_LABELED": integer(at_least=0, at_most=MOST_THINGS),
         "SPLIT.SAMPLING": one_of("random", "class_balanced", "few_labels"),
-        "SPLIT.SEED": integer(),
+        "SPLIT.SEED": integer(at_least=-(2**31), at_most=2**31 - 1),
     },
 )
 declare(
     "SOLVER",
     {
-        "IMS_PER_BATCH_UNLABELED": integer(at_least=0),
-        "CHECKPOINTS_KEPT": integer(at_least=0),
+        "IMS_PER_BATCH_UNLABELED": integer(at_least=0, at_most=65536),
+        "CHECKPOINTS_KEPT": integer(at_least=0, at_most=MOST_THINGS),
         "AMP.DTYPE": one_of("auto", "bfloat16", "float16"),
     },
 )
@@ -235,13 +238,13 @@ declare(
     {
         "METHOD": one_of("supervised", "consistency", "rc2l", "self_training", "s4gan"),
         "UNSUPERVISED_WEIGHT": number(at_least=0),
-        "BURN_IN": integer(at_least=0),
+        "BURN_IN": integer(at_least=0, at_most=MOST_STEPS),
         "DEEP_SUPERVISION": flag(),
         "LOSS_RESOLUTION": one_of("mask", "crop"),
         "TEACHER.DECAY": number(at_least=0, below=1),
         "TEACHER.AVERAGE_BUFFERS": flag(),
         "PSEUDO_LABEL.MIN_CONFIDENCE": _share,
-        "PSEUDO_LABEL.MIN_AREA": integer(at_least=0),
+        "PSEUDO_LABEL.MIN_AREA": integer(at_least=0, at_most=MOST_THINGS),
         "MIXING.NAME": one_of("cutmix", "classmix", "cutout", "none"),
         "MIXING.AREA": smallest_largest(number(above=0, at_most=1)),
         "MIXING.ASPECT_RATIO": smallest_largest(number(above=0)),
@@ -362,7 +365,7 @@ declare(
         "SELF_TRAINING_WEIGHT": number(at_least=0),
         "SCORE_THRESHOLD": number(at_least=0, at_most=1),
         "DISCRIMINATOR_LR": number(at_least=0),
-        "DISCRIMINATOR_WIDTH": integer(at_least=1),
+        "DISCRIMINATOR_WIDTH": integer(at_least=1, at_most=MOST_CHANNELS),
     },
 )
 
@@ -409,9 +412,9 @@ declare(
     {
         "ENABLED": flag(),
         "WEIGHT": number(at_least=0),
-        "DIM": integer(at_least=1),
-        "NUM_QUERIES": integer(at_least=1),
-        "NUM_KEYS": integer(at_least=1),
+        "DIM": integer(at_least=1, at_most=MOST_CHANNELS),
+        "NUM_QUERIES": integer(at_least=1, at_most=MOST_THINGS),
+        "NUM_KEYS": integer(at_least=1, at_most=MOST_THINGS),
         "TEMPERATURE": number(above=0),
         "RELATION_TEMPERATURE": number(above=0),
         "HARD_THRESHOLD": number(at_least=0, at_most=1),
@@ -419,8 +422,8 @@ declare(
         "QUERIES": one_of("active", "random", "easy"),
         "KEYS": one_of("active", "random"),
         "KEY_SETS": one_of("class", "query"),
-        "MEMORY_PER_CLASS": integer(at_least=0),
-        "ADDED_PER_CLASS": integer(at_least=1),
+        "MEMORY_PER_CLASS": integer(at_least=0, at_most=MOST_THINGS),
+        "ADDED_PER_CLASS": integer(at_least=1, at_most=MOST_THINGS),
     },
 )
 
@@ -477,21 +480,21 @@ declare(
     {
         "ENABLED": flag(),
         "WEIGHT": number(at_least=0),
-        "DIM": integer(at_least=1),
+        "DIM": integer(at_least=1, at_most=MOST_CHANNELS),
         "TEMPERATURE": number(above=0),
-        "NUM_ANCHORS": integer(at_least=1),
-        "NUM_POSITIVES": integer(at_least=1),
-        "NUM_NEGATIVES": integer(at_least=1),
-        "NEIGHBORS": several(integer(at_least=1), at_least=1),
-        "SKIP_CLASSES": several(integer(at_least=0)),
+        "NUM_ANCHORS": integer(at_least=1, at_most=MOST_THINGS),
+        "NUM_POSITIVES": integer(at_least=1, at_most=MOST_THINGS),
+        "NUM_NEGATIVES": integer(at_least=1, at_most=MOST_THINGS),
+        "NEIGHBORS": several(integer(at_least=1, at_most=MOST_THINGS), at_least=1),
+        "SKIP_CLASSES": several(integer(at_least=0, at_most=254)),
         "ANCHORS": one_of("low_density", "random", "low_confidence"),
         "POSITIVES": one_of("high_density", "average", "high_confidence"),
         "DROPPED_SHARE": exactly(_share, _share),
-        "MAX_PIXELS": integer(at_least=1),
-        "MEMORY_PER_CLASS": integer(at_least=1),
-        "ADDED_PER_CLASS": integer(at_least=1),
+        "MAX_PIXELS": integer(at_least=1, at_most=MOST_THINGS),
+        "MEMORY_PER_CLASS": integer(at_least=1, at_most=MOST_THINGS),
+        "ADDED_PER_CLASS": integer(at_least=1, at_most=MOST_THINGS),
         "MEMORY_CONFIDENCE": _share,
-        "REFRESHED_PER_CLASS": integer(at_least=0),
+        "REFRESHED_PER_CLASS": integer(at_least=0, at_most=MOST_THINGS),
     },
 )
 
@@ -550,10 +553,10 @@ declare(
     {
         "SPLIT.LABELED_LIST": text(),
         "SPLIT.UNLABELED_LIST": text(),
-        "SPLIT.MIN_CLASSES": integer(at_least=1),
+        "SPLIT.MIN_CLASSES": integer(at_least=1, at_most=255),
         "PARTIAL_LABELS.ENABLED": flag(),
         "PARTIAL_LABELS.SHARE": _share,
-        "PARTIAL_LABELS.SEED": integer(at_least=0),
+        "PARTIAL_LABELS.SEED": integer(at_least=0, at_most=2**31 - 1),
         "PARTIAL_LABELS.FOLDER": text(),
     },
 )
@@ -601,12 +604,12 @@ def add_run_config(cfg: CfgNode) -> None:
 declare(
     "",
     {
-        "SOLVER.MAX_SKIPPED_STEPS": integer(at_least=0),
+        "SOLVER.MAX_SKIPPED_STEPS": integer(at_least=0, at_most=MOST_STEPS),
         "DETERMINISTIC": flag(),
         "SEMI.COLLAPSE.MAX_CLASS_SHARE": _share,
         "SEMI.COLLAPSE.MIN_KEPT_SHARE": _share,
-        "SEMI.COLLAPSE.PATIENCE": integer(at_least=0),
-        "TEST.MAX_IMAGES": integer(at_least=0),
+        "SEMI.COLLAPSE.PATIENCE": integer(at_least=0, at_most=MOST_STEPS),
+        "TEST.MAX_IMAGES": integer(at_least=0, at_most=MOST_THINGS),
     },
 )
 
@@ -646,13 +649,13 @@ declare(
     {
         "NAME": text(),
         "PRETRAINED": flag(),
-        "OUT_INDICES": several(integer(at_least=0)),
+        "OUT_INDICES": several(integer(at_least=0, at_most=1000)),
         "DROP_PATH": number(at_least=0, below=1),
         "NORM": one_of("BN", "FrozenBN", "SyncBN"),
         "OUTPUT_NORM": flag(),
         "OUTPUT_STRIDE": one_of(32, 16, 8),
         "CHECKPOINTING": flag(),
-        "PYRAMID_CHANNELS": integer(at_least=1),
+        "PYRAMID_CHANNELS": integer(at_least=1, at_most=MOST_CHANNELS),
     },
 )
 declare("SOLVER", {"BACKBONE_LAYER_DECAY": number(above=0, at_most=1)})

@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 import rc2l.modeling  # noqa: F401  registers the architectures
 from rc2l.data.reading import IGNORE
 from rc2l.data.transforms import build_test_resize
+from rc2l.engine.training_check import check_networks, explained_build
 from rc2l.modeling.weights import load_weights
 from rc2l.visualization.label_images import colors_of
 
@@ -44,7 +45,9 @@ class Predictor:
         if not str(checkpoint).strip():
             raise ValueError("--checkpoint is empty: name the file of a trained network, such as model_best.pth")
         self.min_confidence = min_confidence
-        self.network = build_model(cfg).eval()
+        check_networks(cfg)
+        with explained_build():
+            self.network = build_model(cfg).eval()
         load_weights(self.network, checkpoint, prefer=network, cfg=cfg, strict=True)
         self.bgr = cfg.INPUT.FORMAT == "BGR"
         self.resize = build_test_resize(cfg)

@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from rc2l.ranges import config_check, declare, flag, integer, number, one_of, several, text
+from rc2l.ranges import MOST_CHANNELS, MOST_THINGS, config_check, declare, flag, integer, number, one_of, several, text
 
 
 def add_mask2former_config(cfg: CfgNode) -> None:
@@ -74,7 +74,7 @@ declare(
         "TRANSFORMER_DECODER_NAME": one_of("StandardTransformerDecoder", "MultiScaleMaskedTransformerDecoder"),
         "CLASS_WEIGHT": number(at_least=0),
         "MASK_LOSS_ON": one_of("auto", "points", "pixels"),
-        "TRAIN_NUM_POINTS": integer(at_least=1),
+        "TRAIN_NUM_POINTS": integer(at_least=1, at_most=MOST_THINGS),
         "OVERSAMPLE_RATIO": number(at_least=1),
         "IMPORTANCE_SAMPLE_RATIO": number(at_least=0, at_most=1),
         "TEST.INSTANCE_ON": one_of(False),
@@ -85,19 +85,22 @@ declare(
     "MODEL.SEM_SEG_HEAD",
     {
         "DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": several(text(empty=False), at_least=1),
-        "DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": integer(at_least=1),
-        "DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": integer(at_least=1),
+        "DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": integer(at_least=1, at_most=1024),
+        "DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": integer(at_least=1, at_most=1024),
     },
 )
-declare("INPUT", {"IMAGE_SIZE": integer(at_least=1), "MIN_SCALE": number(above=0), "MAX_SCALE": number(above=0)})
+declare(
+    "INPUT",
+    {"IMAGE_SIZE": integer(at_least=1, at_most=65500), "MIN_SCALE": number(above=0), "MAX_SCALE": number(above=0)},
+)
 declare(
     "MODEL.SWIN",
     {
-        "PATCH_SIZE": integer(at_least=1),
-        "EMBED_DIM": integer(at_least=1),
-        "DEPTHS": several(integer(at_least=1), at_least=4, at_most=4),
-        "NUM_HEADS": several(integer(at_least=1), at_least=4, at_most=4),
-        "WINDOW_SIZE": integer(at_least=1),
+        "PATCH_SIZE": integer(at_least=1, at_most=1024),
+        "EMBED_DIM": integer(at_least=1, at_most=MOST_CHANNELS),
+        "DEPTHS": several(integer(at_least=1, at_most=1000), at_least=4, at_most=4),
+        "NUM_HEADS": several(integer(at_least=1, at_most=1024), at_least=4, at_most=4),
+        "WINDOW_SIZE": integer(at_least=1, at_most=1024),
         "MLP_RATIO": number(above=0),
         "OUT_FEATURES": several(one_of("res2", "res3", "res4", "res5"), at_least=1),
         "DROP_RATE": number(at_least=0, below=1),
@@ -108,7 +111,7 @@ declare(
         "QK_SCALE": one_of(None),
         "APE": one_of(False),
         "PATCH_NORM": one_of(True),
-        "PRETRAIN_IMG_SIZE": integer(at_least=1),
+        "PRETRAIN_IMG_SIZE": integer(at_least=1, at_most=65500),
     },
 )
 

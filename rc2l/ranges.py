@@ -22,6 +22,10 @@ from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
+#: Largest values of keys that count steps, things (images, pixels, entries of a memory) and channels: far beyond all
+#: use, so that what is accepted fits the integers of every library.
+MOST_STEPS, MOST_THINGS, MOST_CHANNELS = 10**9, 10**8, 2**16
+
 
 @dataclass(frozen=True)
 class Range:

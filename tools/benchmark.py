@@ -34,6 +34,7 @@ from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.data.loader import TrainingBatch, build_train_loader
 from rc2l.data.splits import build_split
 from rc2l.engine.config_file import load_config
+from rc2l.engine.entry_point import entry_point
 from rc2l.engine.launch import resolve_device
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from rc2l.losses import region
@@ -190,6 +191,7 @@ def timed_parts(trainer: SemiSupervisedTrainer, watch: Stopwatch) -> Iterator[No
         mock.patch.stopall()
 
 
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)

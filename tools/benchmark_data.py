@@ -35,6 +35,7 @@ from rc2l.data.transforms import (
     build_weak_augmentations,
 )
 from rc2l.engine.config_file import load_config
+from rc2l.engine.entry_point import entry_point
 
 _DATASET = "benchmark_sem_seg_train"
 _NUM_CLASSES = 19
@@ -151,14 +152,12 @@ def run(args: argparse.Namespace) -> None:
         print(tabulate(rows, headers, tablefmt="pipe", floatfmt=(None, ".2f", ".1f")))
 
 
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     args = parser.parse_args()
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    run(args)
 
 
 if __name__ == "__main__":

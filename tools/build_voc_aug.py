@@ -8,9 +8,10 @@ from pathlib import Path
 
 from rc2l.data.datasets.location import datasets_root
 from rc2l.data.datasets.sbd import NUM_AUGMENTED, build_voc_aug
-from rc2l.data.errors import DatasetError
+from rc2l.engine.entry_point import entry_point
 
 
+@entry_point
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sbd", type=Path, required=True, help="the folder 'dataset' of SBD, which holds cls/*.mat")
@@ -22,10 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace labels and a list that exist")
     args = parser.parse_args(arguments)
-    try:
-        count = build_voc_aug(args.sbd, args.voc, args.overwrite)
-    except (DatasetError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    count = build_voc_aug(args.sbd, args.voc, args.overwrite)
     expected = "" if count == NUM_AUGMENTED else f" (the complete datasets give {NUM_AUGMENTED})"
     print(f"{args.voc / 'SegmentationClassAug'}: {count} labels{expected}")
 

@@ -14,6 +14,7 @@ from rc2l.data.audit import DatasetReport, audit_dataset, compare_datasets, unma
 from rc2l.data.datasets import register_dataset_file
 from rc2l.data.errors import DatasetError
 from rc2l.engine.config_file import load_config
+from rc2l.engine.entry_point import entry_point
 
 #: Lines of problems of one dataset that are printed.
 _SHOWN = 20
@@ -48,6 +49,7 @@ def print_report(report: DatasetReport) -> None:
         print(f"and {hidden[0]} more notes, {hidden[1]} more problems")
 
 
+@entry_point
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="*", help="names of datasets, or dataset YAML files")
@@ -57,11 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.workers is not None and args.workers < 1:
         parser.error(f"--workers is {args.workers}; use 1 or more")
-    try:
-        names = dataset_names(args.datasets, args.config_file, args.opts)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    names = dataset_names(args.datasets, args.config_file, args.opts)
 
     reports, problems = [], []
     for name in names:

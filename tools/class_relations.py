@@ -20,7 +20,6 @@ Classes without a pixel are left out. The student is used: the projection head w
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from torch import Tensor, nn
 from rc2l.data.loader import build_test_loader
 from rc2l.data.reading import IGNORE
 from rc2l.engine.config_file import load_config
+from rc2l.engine.entry_point import entry_point
 from rc2l.engine.launch import resolve_device
 from rc2l.evaluation.clusters import CLUSTER_SCORES, PixelSample, cluster_scores
 from rc2l.losses.reco import class_relations
@@ -165,6 +165,7 @@ def cluster_table(runs: dict[Path, dict[str, dict]]) -> str:
     return tabulate(rows, headers=headers, tablefmt="github", floatfmt=("", "", "", ".3f", ".1f", ".3f"))
 
 
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True)
@@ -181,10 +182,7 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", help="config KEY VALUE pairs")
     args = parser.parse_args()
-    try:
-        run(args)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    run(args)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ from rc2l.data.datasets.location import datasets_root
 from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.data.loader import build_test_loader
 from rc2l.engine.config_file import load_config
+from rc2l.engine.entry_point import entry_point
 from rc2l.modeling.weights import load_weights
 from rc2l.visualization.panels import colorize, save_panel
 
@@ -88,14 +89,14 @@ class Run:
         """True once the run is over.
 
         Raises:
-            RuntimeError: it failed.
+            ValueError: it failed.
         """
         code = self.process.poll()
         if code is None:
             return False
         if code != 0:
             tail = "\n".join((self.folder / "console.txt").read_text().splitlines()[-15:])
-            raise RuntimeError(f"{self.method}, seed {self.seed} failed; the end of {self.folder}/console.txt:\n{tail}")
+            raise ValueError(f"{self.method}, seed {self.seed} failed; the end of {self.folder}/console.txt:\n{tail}")
         (self.folder / "done").touch()
         return True
 
@@ -185,6 +186,7 @@ def picture(runs: list[Run], methods: list[str], path: Path, num_images: int = 6
     save_panel(path, rows, titles, metadata.stuff_classes, metadata.stuff_colors)
 
 
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=["all", *TITLES], default=["supervised", "rc2l"])
@@ -204,10 +206,7 @@ def main() -> None:
         for method in methods
     ]
     cfg = config(methods[0], args.overrides)
-    try:
-        train_all(runs, args.at_a_time, cfg.SOLVER.MAX_ITER)
-    except RuntimeError as error:
-        sys.exit(f"error: {error}")
+    train_all(runs, args.at_a_time, cfg.SOLVER.MAX_ITER)
     report = table(runs, methods)
     print(f"\nshapes, {cfg.DATASETS.SPLIT.FRACTION} of the labels, {len(args.seeds)} seed(s):\n\n{report}\n")
     (args.output / "table.md").write_text(report + "\n")

@@ -2,9 +2,10 @@
 """Check that this machine can train: one line a finding, with its fix.
 
     python tools/doctor.py
-    python tools/doctor.py --config-file configs/voc/rc2l_r101_1-16.yaml     # also this config's datasets and folder
+    python tools/doctor.py --config-file configs/voc/rc2l_r101_1-16.yaml     # also all that a training of it checks
 
-Exit status: 0, nothing stands in the way (warnings may); 1, something does.
+With a config, everything is checked that train_net.py checks before its first step: keys, folder, weights, networks,
+split, and every file of the datasets. Exit status: 0, nothing stands in the way (warnings may); 1, something does.
 """
 
 import argparse
@@ -152,6 +153,21 @@ def weights(cfg: "CfgNode") -> Iterator[Finding]:
             yield Finding(PROBLEM, f"weights: {reason or fix}", fix if reason else "see configs/README.md")
 
 
+def training(cfg: "CfgNode") -> Iterator[Finding]:
+    """All that a training checks before it writes anything, by the same functions."""
+    from rc2l.engine.run import prepare
+    from rc2l.engine.run_lock import refuse_if_held
+
+    try:
+        refuse_if_held(Path(cfg.OUTPUT_DIR))
+        trainer = prepare(cfg)
+    except (ValueError, OSError) as error:
+        yield Finding(PROBLEM, " ".join(str(error).split()), "correct it and ask the doctor again")
+        return
+    images = f"{len(trainer.split.labeled)} labelled and {len(trainer.split.unlabeled)} unlabelled images"
+    yield Finding(OK, f"training by {cfg.SEMI.METHOD} on {trainer.device} can start: {images}")
+
+
 def self_test() -> Iterator[Finding]:
     """One training step on made-up images."""
     from rc2l.data.datasets.shapes import generate_shapes
@@ -191,23 +207,30 @@ def main() -> int:
         print(finding)
     if all(finding.level != PROBLEM for finding in findings):
         if args.config_file:
-            from rc2l.engine.config_file import load_config
+            from rc2l.engine.run import argument_parser, checked_config
 
             try:
-                cfg = load_config(args.config_file, args.overrides)
+                cfg = checked_config(
+                    argument_parser("").parse_args(["--config-file", args.config_file, *args.overrides])
+                )
             except (ValueError, OSError) as error:
-                print(Finding(PROBLEM, str(error), "correct the command line"))
+                print(Finding(PROBLEM, " ".join(str(error).split()), "correct the config or the command line"))
                 return 1
             output = Path(cfg.OUTPUT_DIR)
             names = tuple(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELED, *cfg.DATASETS.TEST]))
-        for name, check in {
+        checks = {
             "devices": devices,
             "disk": lambda: disk(output),
             "shared memory": shared_memory,
             "datasets": lambda: datasets(names),
             "weights": lambda: weights(cfg) if cfg is not None else iter(()),
             "self test": self_test,
-        }.items():
+        }
+        if args.config_file:
+            checks["training"] = lambda: training(cfg)
+        for name, check in checks.items():
+            if name == "training" and any(finding.level == PROBLEM for finding in findings):
+                break  # it would say the same again
             for finding in guarded(check, name):
                 print(finding, flush=True)
                 findings.append(finding)
@@ -218,5 +241,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     import rc2l  # noqa: F401  makes detectron2 importable
+    from rc2l.engine.entry_point import entry_point
 
-    sys.exit(main())
+    sys.exit(entry_point(main)())

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from rc2l.engine.checkpoint_file import write_checkpoint
 from rc2l.engine.config_file import load_config
+from rc2l.engine.entry_point import entry_point
 from rc2l.engine.launch import resolve_device
 from rc2l.inference import Predictor
 from rc2l.modeling.segmentor import Segmentor
@@ -111,6 +112,7 @@ def run(args: argparse.Namespace) -> str:
     return f"TorchScript for {predictor.network.device.type}"
 
 
+@entry_point
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True)
@@ -119,10 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--network", choices=("teacher", "student"), default="teacher")
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for the config")
     args = parser.parse_args(argv)
-    try:
-        content = run(args)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    content = run(args)
     print(f"{args.output}: {content} of the {args.network}, {args.output.stat().st_size / 2**20:.1f} MiB")
 
 

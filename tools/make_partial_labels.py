@@ -24,6 +24,7 @@ from rc2l.data.datasets import load_records
 from rc2l.data.errors import DatasetError
 from rc2l.data.partial_labels import FACTS_FILE, check_options, label_path, read_record_label
 from rc2l.engine.config_file import load_config
+from rc2l.engine.entry_point import entry_point
 from rc2l.visualization.label_images import colors_of, palette_image
 
 
@@ -70,6 +71,7 @@ def make_partial_labels(dataset: str, output: Path, share: float, seed: int, job
     return len(records)
 
 
+@entry_point
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", help="registered dataset, such as voc_2012_sem_seg_train_aug")
@@ -80,11 +82,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--config-file", default="", help="a config that registers the dataset")
     parser.add_argument("opts", nargs="*", help="config KEY VALUE pairs")
     args = parser.parse_intermixed_args(argv)
-    try:
-        load_config(args.config_file, args.opts)
-        count = make_partial_labels(args.dataset, args.output, args.share, args.seed, args.jobs)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    load_config(args.config_file, args.opts)
+    count = make_partial_labels(args.dataset, args.output, args.share, args.seed, args.jobs)
     print(f"{args.output}: {count} labels")
 
 

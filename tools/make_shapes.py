@@ -4,8 +4,10 @@ import argparse
 import os
 
 from rc2l.data.datasets.shapes import generate_shapes
+from rc2l.engine.entry_point import entry_point
 
 
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -18,10 +20,7 @@ def main() -> None:
     parser.add_argument("--num-train", type=int, default=512, help="training images")
     parser.add_argument("--num-val", type=int, default=128, help="validation images")
     args = parser.parse_args()
-    try:
-        folder = generate_shapes(args.root, args.num_train, args.num_val, args.size, args.seed, progress=True)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    folder = generate_shapes(args.root, args.num_train, args.num_val, args.size, args.seed, progress=True)
     print(f"{folder}: {args.num_train} training and {args.num_val} validation images of {args.size}x{args.size} pixels")
 
 

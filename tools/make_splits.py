@@ -27,6 +27,7 @@ from rc2l.data.errors import DatasetError
 from rc2l.data.split_lists import LABELED_FILE, SPLIT_FILE, write_lists
 from rc2l.data.splits import Split, build_split
 from rc2l.engine.config_file import load_config
+from rc2l.engine.entry_point import entry_point
 
 #: Options that stand for one config key each.
 _KEYS = {
@@ -134,6 +135,7 @@ def _names(text: str) -> str:
     return repr(tuple(text.split(",")))
 
 
+@entry_point
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help=f"folder with {LABELED_FILE}; a new one unless --check")
@@ -148,10 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", help="which draw")
     parser.add_argument("opts", nargs="*", help="config KEY VALUE pairs")
     args = parser.parse_intermixed_args(argv)
-    try:
-        print(check(args) if args.check else make(args))
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    print(check(args) if args.check else make(args))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from rc2l.data.datasets.folder import IMAGE_SUFFIXES
 from rc2l.data.file_listing import find_files
 from rc2l.data.reading import read_image, read_image_size
 from rc2l.engine.config_file import load_config
+from rc2l.engine.entry_point import entry_point
 from rc2l.engine.launch import resolve_device
 from rc2l.inference import Predictor
 from rc2l.visualization.label_images import palette_image
@@ -115,6 +116,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{len(images)} images, {seconds / len(images):.2f} s each on {cfg.MODEL.DEVICE}; written to {args.output}")
 
 
+@entry_point
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", type=Path, help="image files, and folders of images")
@@ -126,10 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--min-confidence", type=float, default=0.0, help="pixels below it, in [0, 1], become 255")
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for the config")
     args = parser.parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    run(args)
 
 
 if __name__ == "__main__":

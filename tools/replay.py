@@ -21,9 +21,11 @@ from rc2l.config import get_rc2l_cfg
 from rc2l.data.datasets import register_custom_datasets
 from rc2l.data.loader import TrainingBatch
 from rc2l.engine.checkpoint_file import DamagedCheckpointError, read_checkpoint
-from rc2l.engine.config_file import merge_yaml
+from rc2l.engine.config_file import check_config, merge_yaml
+from rc2l.engine.entry_point import entry_point
 from rc2l.engine.launch import resolve_device
 from rc2l.engine.trainer import SemiSupervisedTrainer
+from rc2l.engine.training_check import check_networks, explained_build
 from rc2l.yaml_file import parse_yaml_mapping
 
 
@@ -36,20 +38,66 @@ def rebuild(dump: dict, num_gpus: int = 1) -> tuple[SemiSupervisedTrainer, Train
     missing = [key for key in ("config", "step", "batch", "model", "teacher", "scaler") if key not in dump]
     if missing:
         raise DamagedCheckpointError(f"this is no dump of a step: it lacks {', '.join(missing)}")
+    _check_step(dump["step"])
     cfg = get_rc2l_cfg()
     merge_yaml(cfg, parse_yaml_mapping(dump["config"], "the dump's config"), "the dump's config")
     cfg.MODEL.WEIGHTS = ""
+    check_config(cfg)
+    check_networks(cfg)
     resolve_device(cfg, num_gpus)
     register_custom_datasets(cfg)
-    trainer = SemiSupervisedTrainer(cfg, split=None)
-    for name, part in trainer.parts_of_a_step().items():
-        part.load_state_dict(dump[name])
+    with explained_build():
+        trainer = SemiSupervisedTrainer(cfg, split=None)
+    try:
+        for name, part in trainer.parts_of_a_step().items():
+            part.load_state_dict(dump[name])
+        batch = TrainingBatch(**dump["batch"])
+        _check_batch(batch)
+        batch = batch.to(trainer.device)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DamagedCheckpointError(f"the dump does not fit its config: {type(error).__name__}: {reason}") from error
     step = dump["step"]
     trainer.iter, trainer.seed, trainer.rank = step["iteration"], step["seed"], step["rank"]
-    if step.get("following") and step["world_size"] > 1:  # what the next process gave, which is not here
+    if step["following"] and step["world_size"] > 1:  # what the next process gave, which is not here
         following = [tensor.to(trainer.device) for tensor in step["following"]]
         trainer.exchange = lambda _: following
-    return trainer, TrainingBatch(**dump["batch"]).to(trainer.device)
+    return trainer, batch
+
+
+def _check_batch(batch: TrainingBatch) -> None:
+    """Raise ValueError where a batch is not as the loader makes it."""
+    labeled, unlabeled = len(batch.labeled_images), len(batch.unlabeled_images)
+    H, W = batch.labeled_targets.shape[-2:]
+    shapes = {
+        "labeled_images": (labeled, 3, H, W),
+        "labeled_targets": (labeled, H, W),
+        "unlabeled_images": (unlabeled, 3, H, W),
+        "strong_images": (unlabeled, 3, H, W),
+        "unlabeled_valid": (unlabeled, H, W),
+    }
+    for name, shape in shapes.items():
+        tensor, kind = getattr(batch, name), torch.bool if name == "unlabeled_valid" else torch.uint8
+        absent = not unlabeled and not name.startswith("labeled")
+        if tensor.dtype != kind or (tensor.shape != shape and not absent):
+            raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {kind} of {shape}")
+    for name in ("labeled_files", "unlabeled_files"):
+        if not all(isinstance(file, str) for file in getattr(batch, name)):
+            raise ValueError(f"{name} is no list of names")
+
+
+def _check_step(step: object) -> None:
+    """Compare the entry "step" of a dump with what write_dump gives it."""
+    kinds = {"iteration": int, "seed": int, "rank": int, "world_size": int, "error": str, "following": list}
+    if not isinstance(step, dict):
+        raise DamagedCheckpointError(f"this is no dump of a step: its step is a {type(step).__name__}")
+    for name, kind in kinds.items():
+        if not isinstance(step.get(name), kind):
+            raise DamagedCheckpointError(
+                f"this is no dump of a step: its {name} is {step.get(name)!r:.80}, not of type {kind.__name__}"
+            )
+    if not all(isinstance(each, Tensor) for each in step["following"]):
+        raise DamagedCheckpointError("this is no dump of a step: what follows is no list of tensors")
 
 
 @contextmanager
@@ -95,16 +143,13 @@ def replay(path: str, num_gpus: int = 1) -> bool:
     return False
 
 
+@entry_point
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump", help="divergence_<iteration>_rank<r>.pth in the OUTPUT_DIR of the run")
     parser.add_argument("--num-gpus", type=int, default=1, help="0: replay on the CPU")
     args = parser.parse_args()
-    try:
-        return 0 if replay(args.dump, args.num_gpus) else 1
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return 0 if replay(args.dump, args.num_gpus) else 1
 
 
 if __name__ == "__main__":

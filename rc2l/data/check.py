@@ -48,11 +48,21 @@ def check_data(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...]) -> No
     for counts in _run(check_labeled, split.labeled, "Checking labeled images"):
         pixels += counts
         images += counts > 0
+    if not pixels[:IGNORE].any():
+        raise DatasetError(
+            f"all pixels of all {len(split.labeled)} labeled images are ignored ({IGNORE}): there is nothing to learn "
+            f"from; correct the labels, or the label_map of dataset '{split.labeled[0]['dataset']}'"
+        )
     _report_classes(pixels, images, MetadataCatalog.get(split.labeled[0]["dataset"]).stuff_classes)
     if cfg.SEMI.METHOD != "supervised":
         _run(lambda record: read_image_size(record["file_name"]), split.unlabeled, "Checking unlabeled images")
     for name, records in test.items():
-        _run(check_labeled, records, f"Checking {name}")
+        counts = _run(check_labeled, records, f"Checking {name}")
+        if not any(each[:IGNORE].any() for each in counts):
+            raise DatasetError(
+                f"all pixels of all labels of test dataset '{name}' are ignored ({IGNORE}), so there is nothing to "
+                "score; correct the labels or its label_map"
+            )
 
 
 def check_labeled(record: dict) -> np.ndarray:

@@ -161,10 +161,10 @@ def build_train_loader(cfg: CfgNode, split: Split, start_iteration: int = 0, see
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     world_size = comm.get_world_size()
-    batch_sizes = {LABELED: _batch_size(cfg, "IMS_PER_BATCH", world_size)}
+    batch_sizes = {LABELED: batch_size(cfg, "IMS_PER_BATCH", world_size)}
     streams = {LABELED: Stream(split.labeled, LabeledMapper(cfg), (seed, LABELED))}
     if cfg.SEMI.METHOD != "supervised":
-        batch_sizes[UNLABELED] = _batch_size(cfg, "IMS_PER_BATCH_UNLABELED", world_size)
+        batch_sizes[UNLABELED] = batch_size(cfg, "IMS_PER_BATCH_UNLABELED", world_size)
         streams[UNLABELED] = Stream(split.unlabeled, UnlabeledMapper(cfg), (seed, UNLABELED))
     return DataLoader(
         StreamDataset(streams),
@@ -178,7 +178,12 @@ def build_train_loader(cfg: CfgNode, split: Split, start_iteration: int = 0, see
     )
 
 
-def _batch_size(cfg: CfgNode, key: str, world_size: int) -> int:
+def batch_size(cfg: CfgNode, key: str, world_size: int) -> int:
+    """Images of a step over all processes, SOLVER.IMS_PER_BATCH or SOLVER.IMS_PER_BATCH_UNLABELED (``key``).
+
+    Raises:
+        ValueError: it is below 1, or does not divide by the number of processes.
+    """
     size = cfg.SOLVER[key]
     if size < 1 or size % world_size:
         raise ValueError(

@@ -14,12 +14,28 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
+from rc2l.engine.entry_point import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USER_ERROR, entry_point
 from rc2l.engine.signals import EXIT_STOPPED, forwarded_to_children
+
+#: Exit statuses of a process of a run that has said why it ended.
+_SAID_BY_CHILD = (EXIT_STOPPED, EXIT_USER_ERROR, EXIT_UNEXPECTED, EXIT_INTERRUPTED)
 
 
 def resolve_device(cfg: CfgNode, num_gpus: int) -> None:
-    """Without a GPU, or with ``--num-gpus 0``, MODEL.DEVICE becomes "cpu"."""
-    if cfg.MODEL.DEVICE.startswith("cuda") and (torch.cuda.device_count() == 0 or num_gpus == 0):
+    """Without a GPU, or with ``--num-gpus 0``, MODEL.DEVICE becomes "cpu".
+
+    Raises:
+        ValueError: MODEL.DEVICE is no device, or one that this machine does not have.
+    """
+    count = torch.cuda.device_count()
+    match = re.fullmatch(r"cpu|mps|cuda(?::(\d{1,4}))?", cfg.MODEL.DEVICE)
+    if match is None:
+        raise ValueError(f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}': it must be cpu, cuda, cuda:N (one GPU) or mps")
+    if match[1] and count and num_gpus and int(match[1]) >= count:
+        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but this machine has {count} GPU(s), cuda:0 the first")
+    if cfg.MODEL.DEVICE == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("MODEL.DEVICE is mps, which this machine does not have: set it to cpu or cuda")
+    if cfg.MODEL.DEVICE.startswith("cuda") and (count == 0 or num_gpus == 0):
         cfg.MODEL.DEVICE = "cpu"
 
 
@@ -42,7 +58,7 @@ def launch(main: Callable[[argparse.Namespace], dict], args: argparse.Namespace)
     Raises:
         ValueError: more GPUs are asked for than there are (one is always granted: without a GPU it is the CPU), several
             machines without GPUs, or SLURM's variables make no sense.
-        SystemExit: with EXIT_STOPPED, where the processes were stopped on request.
+        SystemExit: with the status of a process that has said why it ended (such as EXIT_STOPPED: on request).
     """
     available = torch.cuda.device_count()
     if args.num_gpus > max(available, 1):
@@ -79,11 +95,22 @@ def launch(main: Callable[[argparse.Namespace], dict], args: argparse.Namespace)
 def _spawn(main: Callable[[argparse.Namespace], dict], args: argparse.Namespace) -> None:
     with forwarded_to_children():
         try:
-            launch_on_gpus(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
+            launch_on_gpus(
+                _main_of_child, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (main, args)
+            )
         except mp.ProcessExitedException as error:
-            if error.exit_code == EXIT_STOPPED:
-                sys.exit(EXIT_STOPPED)
-            raise
+            if error.exit_code in _SAID_BY_CHILD:
+                sys.exit(error.exit_code)
+            end = f"was killed by {error.signal_name}" if error.signal_name else f"ended with {error.exit_code}"
+            raise OSError(
+                f"process {error.error_index} {end}; memory that runs out is the usual cause. --resume "
+                "continues from the last checkpoint"
+            ) from error
+
+
+@entry_point
+def _main_of_child(main: Callable[[argparse.Namespace], dict], args: argparse.Namespace) -> None:
+    main(args)
 
 
 def process_environment(environ: dict[str, str]) -> dict[str, str] | None:

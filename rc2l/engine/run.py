@@ -22,12 +22,13 @@ from rc2l.data.splits import build_split, log_split
 from rc2l.engine.checkpoint import newest_whole_checkpoint
 from rc2l.engine.checkpoint_file import write_text
 from rc2l.engine.config_file import check_config, load_config
+from rc2l.engine.entry_point import write_traces_to
 from rc2l.engine.launch import raise_together, resolve_device, use_deterministic_kernels, was_restarted
-from rc2l.engine.optimizer import amp_dtype
 from rc2l.engine.run_folder import complete_move, files_of_a_run, set_aside
 from rc2l.engine.run_lock import refuse_if_held, run_lock
 from rc2l.engine.run_log import open_log, start_logging
 from rc2l.engine.trainer import SemiSupervisedTrainer
+from rc2l.engine.training_check import check_training, explained_build
 from rc2l.evaluation import evaluate_networks
 from rc2l.modeling.weight_sources import initial_weights, local_weights
 from rc2l.modeling.weights import load_weights
@@ -55,6 +56,25 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         ValueError, FileNotFoundError: what is wrong, where, and the fix.
     """
+    cfg = checked_config(args)
+    use_deterministic_kernels(cfg.DETERMINISTIC)
+    cfg.freeze()
+    start_logging()
+    logger.info(f"Environment:\n{collect_env_info()}")
+    logger.info(f"Command line: {args}")
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not cfg.DETERMINISTIC
+    logger.info(f"method {cfg.SEMI.METHOD} on {cfg.MODEL.DEVICE}, {comm.get_world_size()} process(es)")
+    return cfg
+
+
+def checked_config(args: argparse.Namespace) -> CfgNode:
+    """The config of the arguments, all of it checked; what :func:`setup` and ``tools/doctor.py`` begin with.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`setup`.
+    """
     if not args.config_file:
         raise ValueError("--config-file is missing: name one of configs/, such as configs/shapes/rc2l.yaml")
     cfg = load_config(args.config_file, args.opts)
@@ -68,17 +88,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.SEMI.BURN_IN = min(cfg.SEMI.BURN_IN, 1)
         cfg.TEST.MAX_IMAGES = 4
     check_config(cfg)
+    check_training(cfg)
     Method(cfg)
-    amp_dtype(cfg)
-    use_deterministic_kernels(cfg.DETERMINISTIC)
-    cfg.freeze()
-    start_logging()
-    logger.info(f"Environment:\n{collect_env_info()}")
-    logger.info(f"Command line: {args}")
-    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
-    if not args.eval_only:
-        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not cfg.DETERMINISTIC
-    logger.info(f"method {cfg.SEMI.METHOD} on {cfg.MODEL.DEVICE}, {comm.get_world_size()} process(es)")
     return cfg
 
 
@@ -96,17 +107,9 @@ def train(cfg: CfgNode, resume: bool, *, replace: bool = False) -> dict[str, flo
         ValueError: the data is not as it must be (:class:`~rc2l.data.errors.DatasetError`), another run works in
             OUTPUT_DIR, or its checkpoints cannot be continued from.
     """
-    if not cfg.DATASETS.TEST:
-        raise ValueError("DATASETS.TEST is empty: name a dataset that the networks are scored on")
     folder = Path(cfg.OUTPUT_DIR)
     raise_together(lambda: refuse_if_held(folder))
-    # Before the data: whoever has to fetch a file elsewhere shall know at once. The first process downloads it.
-    if weights := initial_weights(cfg):
-        raise_together(lambda: local_weights(weights))
-    split = build_split(cfg)
-    log_split(split)
-    raise_together(lambda: check_data(cfg, split, cfg.DATASETS.TEST))
-    trainer = SemiSupervisedTrainer(cfg, split)
+    trainer = prepare(cfg)
     with ExitStack() as stack:
         raise_together(lambda: stack.enter_context(run_lock(folder)))
         raise_together(lambda: complete_move(folder))
@@ -115,6 +118,24 @@ def train(cfg: CfgNode, resume: bool, *, replace: bool = False) -> dict[str, flo
             raise_together(lambda: _clear(folder, replace))
         _open_folder(cfg, folder)
         return trainer.train()
+
+
+def prepare(cfg: CfgNode) -> SemiSupervisedTrainer:
+    """All that training needs, checked, with nothing written; ``tools/doctor.py`` does the same.
+
+    Raises:
+        ValueError, FileNotFoundError: weights that cannot be had or do not fit, networks that cannot be built, or data
+            that is not as it must be (:class:`~rc2l.data.errors.DatasetError`).
+    """
+    # Before the data: whoever has to fetch a file elsewhere shall know at once. The first process downloads it.
+    if weights := initial_weights(cfg):
+        raise_together(lambda: local_weights(weights))
+    split = build_split(cfg)
+    log_split(split)
+    with explained_build():
+        trainer = SemiSupervisedTrainer(cfg, split)
+    raise_together(lambda: check_data(cfg, split, cfg.DATASETS.TEST))
+    return trainer
 
 
 def _clear(folder: Path, replace: bool) -> None:
@@ -133,6 +154,7 @@ def _open_folder(cfg: CfgNode, folder: Path) -> None:
     """Write config.yaml and begin log.txt."""
     raise_together(lambda: folder.mkdir(parents=True, exist_ok=True))
     open_log(folder)
+    write_traces_to(folder)
     path = folder / "config.yaml"
     raise_together(lambda: write_text(path, cfg.dump()))
     logger.info(f"Full config saved to {path}")
@@ -164,7 +186,8 @@ def evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, float]:
         )
     networks = {}
     for name in ("teacher", "student"):
-        network = build_model(cfg)
+        with explained_build():
+            network = build_model(cfg)
         report = load_weights(network, path, prefer=name, cfg=cfg, strict=True)
         if not report.kind.endswith(name):  # not a checkpoint of ours: it holds a single network
             networks = {"model": network}

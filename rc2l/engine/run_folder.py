@@ -18,6 +18,7 @@ _OF_A_RUN = (
     "metrics.json",
     "events.out.tfevents.*",
     "divergence_*.pth",
+    "traceback_*.txt",
     "config.yaml",
     "log.txt",
     "log.txt.rank*",
