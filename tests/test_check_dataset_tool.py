@@ -168,7 +168,9 @@ def test_coco_by_a_config(tmp_path, capsys):
 )
 def test_nothing_to_check(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 

@@ -73,7 +73,8 @@ def run_tool(monkeypatch, trained, output, *options, overrides=()):
     monkeypatch.setattr(
         "sys.argv", ["class_relations.py", *config_file, *options, *TINY, "DGCL.ENABLED", "True", *overrides]
     )
-    runpy.run_path(TOOL, run_name="__main__")
+    # Without the last resort, so that the test sees the error itself.
+    runpy.run_path(TOOL, run_name="tool")["main"].__wrapped__()
 
 
 def test_tool_writes_pictures_and_numbers(trained, tmp_path, monkeypatch, capsys):
@@ -115,12 +116,12 @@ def test_tool_compares_runs_in_one_table(trained, tmp_path, monkeypatch, capsys)
         (("--compare", tmp_path / "none"), r"none: it holds no Z\.json"),
         (("--pixels-per-class", 1, "--compare", plain), "this run of 1 of shapes"),
     ):
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(ValueError, match=message):
             run_tool(monkeypatch, trained, reco, *options, "--compare", plain)
 
 
 def test_too_few_pixels_per_class_are_one_error(trained, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="pixels per class is 1: it must be at least 2"):
+    with pytest.raises(ValueError, match="pixels per class is 1: it must be at least 2"):
         run_tool(monkeypatch, trained, tmp_path, "--pixels-per-class", 1)
 
 
@@ -175,12 +176,12 @@ def test_a_checkpoint_without_projection_is_one_error(trained, tmp_path, monkeyp
     del content["projection"]
     torch.save(content, tmp_path / "model_final.pth")
     message = r"model_final\.pth has no projection head: add RECO\.ENABLED False DGCL\.ENABLED False"
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(ValueError, match=message):
         run_tool(monkeypatch, (config_file, tmp_path), tmp_path)
 
 
 def test_other_projection_heads_than_the_config_asks_for_are_one_error(trained, tmp_path, monkeypatch):
     with pytest.raises(
-        SystemExit, match=r"projection heads in .*model_final\.pth are not those of the config, reco: set"
+        ValueError, match=r"projection heads in .*model_final\.pth are not those of the config, reco: set"
     ):
         run_tool(monkeypatch, trained, tmp_path, overrides=["DGCL.ENABLED", "False"])

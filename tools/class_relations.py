@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from rc2l.data.loader import build_test_loader
 from rc2l.data.reading import IGNORE
+from rc2l.engine.checkpoint_file import read_checkpoint
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
 from rc2l.engine.launch import resolve_device
@@ -194,7 +195,7 @@ def run(args: argparse.Namespace) -> None:
     load_weights(network, args.checkpoint, prefer="student", cfg=cfg, strict=True)
     projection = build_projection(cfg, network)
     if projection:
-        saved = torch.load(args.checkpoint, map_location=cfg.MODEL.DEVICE, weights_only=True).get("projection")
+        saved = read_checkpoint(Path(args.checkpoint)).get("projection")
         if saved is None:
             raise ValueError(
                 f"{args.checkpoint} has no projection head: add RECO.ENABLED False DGCL.ENABLED False to do without"

@@ -2,13 +2,14 @@
 
 import contextlib
 import os
-import re
 import shutil
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+
+from rc2l.refused_files import refusal_of
 
 
 class CheckpointError(OSError):
@@ -102,12 +103,7 @@ def read_checkpoint(path: Path, verify: bool = True) -> dict[str, Any]:
     except DamagedCheckpointError:
         raise
     except Exception as error:  # damaged files raise nearly anything: BadZipFile, EOFError, KeyError, RuntimeError
-        refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
-        reason = (
-            f"it contains {refused[1]}, which could run code"
-            if refused
-            else str(error).strip().split("\n")[0] or type(error).__name__
-        )
+        reason = refusal_of(path, error)
         raise DamagedCheckpointError(f"{path} is damaged or no checkpoint of this project: {reason}") from error
     if not isinstance(content, dict):
         raise DamagedCheckpointError(f"{path} is no checkpoint of this project: it holds a {type(content).__name__}")

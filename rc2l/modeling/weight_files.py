@@ -2,7 +2,6 @@
 
 import hashlib
 import pickle
-import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 import rc2l.modeling.timm_weights  # noqa: F401  registers its formats
 from rc2l.modeling.weight_formats import ExpectedInput, WeightSource, interpret
 from rc2l.modeling.weight_sources import local_weights
+from rc2l.refused_files import refusal_of
 
 # Where numpy keeps the functions that rebuild pickled arrays: numpy 1 and numpy 2.
 _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -26,6 +26,8 @@ _ADMITTED = {
     ("_codecs", "encode"),
     *((module, name) for module in _ARRAY_MODULES for name in ("_reconstruct", "scalar")),
 }
+#: How the files of torch before 1.6 begin: a pickled number.
+_TORCH_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _RESAVE = 'save its tensors alone with torch.save({"model": model.state_dict()}, path) where the file comes from'
 
 
@@ -64,20 +66,18 @@ def _sha256(path: Path) -> str:
 def _deserialize(path: Path, name: str) -> object:
     """The object in a file written by ``torch.save`` (any suffix), ``pickle`` (``.pkl``) or safetensors."""
     with path.open("rb") as file:
-        is_zip = file.read(2) == b"PK"
+        of_torch = file.read(len(_TORCH_MAGIC)).startswith((b"PK", _TORCH_MAGIC))
         file.seek(0)
         try:
             if path.suffix == ".safetensors" or name.endswith(".safetensors"):
                 return _safetensors(path)
             # The suffix is that of the name given: downloads may be cached under another.
-            if name.endswith(".pkl") and not is_zip:
+            if name.endswith(".pkl") and not of_torch:
                 return _ArrayUnpickler(file, encoding="latin1").load()
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged files raise nearly anything: EOFError, KeyError, RuntimeError, ...
-            refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
-            reason = f"it contains the class {refused[1]}" if refused else str(error).strip().split("\n")[0]
             raise ValueError(
-                f"MODEL.WEIGHTS: {name} cannot be loaded safely: {reason or type(error).__name__}; only tensors, numpy "
+                f"MODEL.WEIGHTS: {name} cannot be loaded safely: {refusal_of(path, error)}; only tensors, numpy "
                 f"arrays and plain containers are read: {_RESAVE}, or fetch it again if it is damaged"
             ) from error
 
