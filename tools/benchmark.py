@@ -33,6 +33,7 @@ from tabulate import tabulate
 from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.data.loader import TrainingBatch, build_train_loader
 from rc2l.data.splits import build_split
+from rc2l.engine.arguments import add_import_argument
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
 from rc2l.engine.launch import resolve_device
@@ -200,6 +201,7 @@ def main() -> None:
     for command in (step, run):
         command.add_argument("--config-file", default="", help="a config instead of R50 at crop 256, batch 2 + 2")
         command.add_argument("--repeats", type=int, default=7)
+        add_import_argument(command)
         command.add_argument("overrides", nargs="*", help="config KEY VALUE pairs")
     benchmark_data.add_arguments(commands.add_parser("data", help="images per second of each part of the loader"))
     losses = {"reco": (benchmark_reco, "the ReCo loss alone"), "dgcl": (benchmark_dgcl, "the DGCL loss and its memory")}

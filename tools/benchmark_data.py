@@ -34,6 +34,7 @@ from rc2l.data.transforms import (
     build_strong_augmentations,
     build_weak_augmentations,
 )
+from rc2l.engine.arguments import add_import_argument
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
 
@@ -128,6 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-images", type=int, default=8, help="images of each kind, 1 or more")
     parser.add_argument("--repeats", type=int, default=3, help="passes over the images, 1 or more")
     parser.add_argument("--config-file", default="", help="augmentations of a config instead of all of them")
+    add_import_argument(parser)
     parser.add_argument("overrides", nargs="*", help="config KEY VALUE pairs")
 
 

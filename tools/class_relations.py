@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from rc2l.data.loader import build_test_loader
 from rc2l.data.reading import IGNORE
+from rc2l.engine.arguments import add_import_argument
 from rc2l.engine.checkpoint_file import read_checkpoint
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
@@ -182,6 +183,7 @@ def main() -> None:
         "--compare", type=Path, action="append", default=[], help="--output of an earlier run; may be repeated"
     )
     parser.add_argument("overrides", nargs="*", help="config KEY VALUE pairs")
+    add_import_argument(parser)
     args = parser.parse_args()
     run(args)
 

@@ -30,6 +30,7 @@ from tabulate import tabulate
 from rc2l.data.datasets.location import datasets_root
 from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.data.loader import build_test_loader
+from rc2l.engine.arguments import add_import_argument
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
 from rc2l.modeling.weights import load_weights
@@ -63,6 +64,7 @@ class Run:
     seed: int
     folder: Path
     overrides: list[str]
+    imports: list[str] = field(default_factory=list)
     started: float = 0.0
     process: subprocess.Popen | None = field(default=None, repr=False)
 
@@ -74,15 +76,16 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(REPO / "train_net.py")]
         command += ["--config-file", str(REPO / f"configs/shapes/{self.method}.yaml"), "--resume"]
+        command += [word for name in self.imports for word in ("--import", name)]
         command += ["SEED", str(self.seed), "DATASETS.SPLIT.SEED", str(self.seed), "OUTPUT_DIR", str(self.folder)]
+        command += self.overrides
         self.started = time.monotonic()
         with (self.folder / "console.txt").open("a") as console:
             self.process = subprocess.Popen(
-                command + self.overrides,
+                command,
                 stdout=console,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
-                cwd=REPO,
             )
 
     def poll(self) -> bool:
@@ -194,6 +197,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
     parser.add_argument("--at-a-time", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
     parser.add_argument("overrides", nargs="*", help="config KEY VALUE pairs for all runs")
+    add_import_argument(parser)
     args = parser.parse_args()
     methods = list(TITLES) if "all" in args.methods else args.methods
 
@@ -201,7 +205,7 @@ def main() -> None:
     os.environ["DETECTRON2_DATASETS"] = str(folder.parent)
     print(f"dataset: {folder}")
     runs = [
-        Run(method, seed, args.output.resolve() / f"{method}_{seed}", args.overrides)
+        Run(method, seed, args.output.resolve() / f"{method}_{seed}", args.overrides, args.imports)
         for seed in args.seeds
         for method in methods
     ]

@@ -197,9 +197,12 @@ def guarded(check: Callable[[], Iterator[Finding]], name: str) -> Iterator[Findi
 
 
 def main() -> int:
+    from rc2l.engine.arguments import add_import_argument, import_modules
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", help="check what this config needs")
     parser.add_argument("overrides", nargs="*", help="config KEY VALUE pairs")
+    add_import_argument(parser, at_once=False)
     args = parser.parse_args()
     output, names, cfg = Path("output"), None, None
     findings = [*guarded(versions, "versions"), *guarded(detectron2_flavour, "detectron2")]
@@ -210,6 +213,7 @@ def main() -> int:
             from rc2l.engine.run import argument_parser, checked_config
 
             try:
+                import_modules(args.imports)
                 cfg = checked_config(
                     argument_parser("").parse_args(["--config-file", args.config_file, *args.overrides])
                 )

@@ -28,6 +28,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from rc2l.engine.arguments import add_import_argument
 from rc2l.engine.checkpoint_file import write_checkpoint
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
@@ -120,6 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="name.pt or name.pth")
     parser.add_argument("--network", choices=("teacher", "student"), default="teacher")
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for the config")
+    add_import_argument(parser)
     args = parser.parse_args(argv)
     content = run(args)
     print(f"{args.output}: {content} of the {args.network}, {args.output.stat().st_size / 2**20:.1f} MiB")

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from rc2l.data.datasets import load_records
 from rc2l.data.errors import DatasetError
 from rc2l.data.partial_labels import FACTS_FILE, check_options, label_path, read_record_label
+from rc2l.engine.arguments import add_import_argument
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
 from rc2l.visualization.label_images import colors_of, palette_image
@@ -81,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, help="images at a time; default: the number of cores")
     parser.add_argument("--config-file", default="", help="a config that registers the dataset")
     parser.add_argument("opts", nargs="*", help="config KEY VALUE pairs")
+    add_import_argument(parser)
     args = parser.parse_intermixed_args(argv)
     load_config(args.config_file, args.opts)
     count = make_partial_labels(args.dataset, args.output, args.share, args.seed, args.jobs)

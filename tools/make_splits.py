@@ -26,6 +26,7 @@ from rc2l.data.datasets.location import datasets_root
 from rc2l.data.errors import DatasetError
 from rc2l.data.split_lists import LABELED_FILE, SPLIT_FILE, write_lists
 from rc2l.data.splits import Split, build_split
+from rc2l.engine.arguments import add_import_argument
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
 
@@ -149,6 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--min-classes", help="few_labels: classes that a labeled image has at least")
     parser.add_argument("--seed", help="which draw")
     parser.add_argument("opts", nargs="*", help="config KEY VALUE pairs")
+    add_import_argument(parser)
     args = parser.parse_intermixed_args(argv)
     print(check(args) if args.check else make(args))
 

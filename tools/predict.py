@@ -28,6 +28,7 @@ from tqdm import tqdm
 from rc2l.data.datasets.folder import IMAGE_SUFFIXES
 from rc2l.data.file_listing import find_files
 from rc2l.data.reading import read_image, read_image_size
+from rc2l.engine.arguments import add_import_argument
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
 from rc2l.engine.launch import resolve_device
@@ -127,6 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--network", choices=("teacher", "student"), default="teacher")
     parser.add_argument("--min-confidence", type=float, default=0.0, help="pixels below it, in [0, 1], become 255")
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for the config")
+    add_import_argument(parser)
     args = parser.parse_args(argv)
     run(args)
 

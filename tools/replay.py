@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rc2l.config import get_rc2l_cfg
 from rc2l.data.datasets import register_custom_datasets
 from rc2l.data.loader import TrainingBatch
+from rc2l.engine.arguments import add_import_argument
 from rc2l.engine.checkpoint_file import DamagedCheckpointError, read_checkpoint
 from rc2l.engine.config_file import check_config, merge_yaml
 from rc2l.engine.entry_point import entry_point
@@ -148,6 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump", help="divergence_<iteration>_rank<r>.pth in the OUTPUT_DIR of the run")
     parser.add_argument("--num-gpus", type=int, default=1, help="0: replay on the CPU")
+    add_import_argument(parser)
     args = parser.parse_args()
     return 0 if replay(args.dump, args.num_gpus) else 1
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
+from rc2l.engine.arguments import import_modules
 from rc2l.engine.entry_point import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USER_ERROR, entry_point
 from rc2l.engine.signals import EXIT_STOPPED, forwarded_to_children
 
@@ -110,6 +111,7 @@ def _spawn(main: Callable[[argparse.Namespace], dict], args: argparse.Namespace)
 
 @entry_point
 def _main_of_child(main: Callable[[argparse.Namespace], dict], args: argparse.Namespace) -> None:
+    import_modules(getattr(args, "imports", []))
     main(args)
 
 

@@ -1,0 +1,75 @@
+"""Options that mean the same in train_net.py and in every tool."""
+
+import argparse
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+
+
+class _Import(argparse.Action):
+    """Imports a module as soon as it is read, and keeps its name for the processes that are started later."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        import_modules([values])
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
+
+
+def add_import_argument(parser: argparse.ArgumentParser, *, at_once: bool = True) -> None:
+    """Add ``--import MODULE``, which may be repeated; the names become ``args.imports``, a list.
+
+    Args:
+        parser: of any command.
+        at_once: import while the arguments are read, that is, before any config is. Otherwise the caller does it, by
+            :func:`import_modules`.
+    """
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        metavar="MODULE",
+        default=[],
+        action=_Import if at_once else "append",
+        help="Python module to import first, such as one that registers your own parts; may be repeated",
+    )
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import modules of the user; the working directory is searched first, as by ``python -m``.
+
+    Raises:
+        ValueError: there is no such module, or it cannot be imported; one line says why, and where.
+    """
+    folder = os.getcwd()
+    for name in names:
+        if name.endswith(".py") or os.sep in name:
+            module = re.sub(r"\W+", ".", os.path.relpath(name).removesuffix(".py")).strip(".")
+            raise ValueError(f"--import {name}: name a module, as in Python's import, not a file: {module}")
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"--import {name}: this is no name of a module; write it as in Python's import")
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise ValueError(_described(name, error)) from error
+            raise ValueError(
+                f"--import {name}: there is no module {error.name}; it is looked for in {folder}, in PYTHONPATH and "
+                "among the installed packages"
+            ) from error
+        except Exception as error:  # whatever the code of the user does
+            raise ValueError(_described(name, error)) from error
+
+
+def _described(name: str, error: Exception) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    if isinstance(error, SyntaxError):
+        place = f"{error.filename}, line {error.lineno}"
+    else:
+        # The first frame is this file's; importlib's are frozen, or lie in its own folder.
+        outside = [frame for frame in frames[1:] if not frame.filename.startswith(os.path.dirname(importlib.__file__))]
+        place = f"{outside[-1].filename}, line {outside[-1].lineno}" if outside else "while it was looked for"
+    message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())[:300]
+    return f"--import {name}: it cannot be imported: {type(error).__name__}: {message} ({place})"
