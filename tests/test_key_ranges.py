@@ -128,8 +128,9 @@ def test_overrides_out_of_range_are_one_line(key, value):
 
 
 def test_configs_pass():
-    """In range, and nothing that has no effect; every sixth of them, as most differ in one number only."""
-    configs = sorted((REPO / "configs").rglob("*.yaml"))[::6]
+    """In range, and nothing that has no effect; every fourth of them, as many differ in one number only."""
+    found = sorted((REPO / "configs").rglob("*.yaml"))
+    configs = [path for path in found if path.parent.name != "papers" and path.name != "my_dataset.yaml"][::4]
     assert configs
     for path in configs:
         cfg = load_config(str(path), ["DATASETS.CUSTOM", "None"])

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
 
-from rc2l.config import get_rc2l_cfg
 from rc2l.data.datasets import load_records
 from rc2l.data.datasets.sun_rgbd import CLASSES, validation_ids
 from rc2l.data.errors import DatasetError
 from rc2l.data.reading import read_label
+from rc2l.engine.config_file import load_config
 from tests.mini_datasets import paint_image, paint_label, save_gray_png, save_image
 from tests.shared_data import REPO
 
@@ -98,23 +98,16 @@ def test_no_images(root):
 
 
 @pytest.mark.parametrize(
-    ("folder", "size", "crop", "labels"),
-    [("sun", [384, 512], 321, (50, 150, 500)), ("cityscapes_half", [512, 1024], 512, (20, 50, 150))],
+    ("recipe", "size", "crop"),
+    [
+        ("sun/classmix-reco_deeplab-r101_50", [384, 512], 321),
+        ("cityscapes_half/classmix-reco_deeplab-r101_20", [512, 1024], 512),
+    ],
 )
-def test_configs_have_the_sizes_and_splits_of_the_paper(folder, size, crop, labels):
+def test_recipes_have_the_sizes_and_splits_of_the_paper(recipe, size, crop):
     """ReCo appendix A and table 1."""
-    paths = sorted(path for path in (REPO / "configs" / folder).glob("*.yaml") if "Base" not in path.name)
-    assert len(paths) >= 6
-    for path in paths:
-        cfg = get_rc2l_cfg()
-        cfg.merge_from_file(str(path))
-        assert (list(cfg.INPUT.BASE_SIZE), list(cfg.INPUT.CROP.SIZE)) == (size, [crop, crop])
-        assert list(cfg.INPUT.SCALE_RANGE) == ([0.5, 1.5] if folder == "sun" else [])
-        assert cfg.SOLVER.MAX_ITER == 40_000
-        split = path.stem.rsplit("_", 1)[1]
-        if split.startswith("p"):
-            partial = cfg.DATASETS.PARTIAL_LABELS
-            assert partial.ENABLED and int(split[1:]) / 100 == partial.SHARE and int(split[1:]) in (0, 1, 5, 25)
-        else:
-            assert int(split) == cfg.DATASETS.SPLIT.NUM_LABELED and int(split) in labels
-            assert cfg.DATASETS.SPLIT.SAMPLING == "few_labels"
+    cfg = load_config(str(REPO / f"configs/{recipe}.yaml"), [])
+    assert (list(cfg.INPUT.BASE_SIZE), list(cfg.INPUT.CROP.SIZE)) == (size, [crop, crop])
+    assert list(cfg.INPUT.SCALE_RANGE) == ([0.5, 1.5] if recipe.startswith("sun") else [])
+    assert (cfg.SOLVER.MAX_ITER, cfg.DATASETS.SPLIT.SAMPLING) == (40_000, "few_labels")
+    assert int(recipe.rsplit("_", 1)[1]) == cfg.DATASETS.SPLIT.NUM_LABELED

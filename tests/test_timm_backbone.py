@@ -1,6 +1,7 @@
 """Backbones of the timm library, built small and at random: maps, gradients, options, weights, and what is refused."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -317,23 +318,32 @@ def test_without_network_it_is_told_what_to_bring_and_a_brought_file_is_taken(tm
         assert local_weights(path) == tmp_path / local
 
 
-RECIPES = [
-    f"{data}_{split}.yaml".replace("*", backbone)
-    for backbone in ("efficientnet-lite0", "convnext-tiny", "swin-tiny", "dinov2-small", "dinov2-base")
-    for data, split in (("voc/rc2l_*", "1-16"), ("cityscapes/rc2l_*", "1-8"), ("camvid/rc2l_*", "1-8"))
-]
+BACKBONES = ("efficientnet-lite0", "convnext-tiny", "swin-tiny", "dinov2-small", "dinov2-base")
 
 
-def test_recipes_name_weights_that_timm_has_and_their_input():
+def on_backbone(backbone: str, recipe: str, folder: Path) -> str:
+    """A config file that sets a backbone over a recipe, as configs/README.md says."""
+    from tests.shared_data import REPO
+
+    path = folder / "joined.yaml"
+    bases = [str(REPO / "configs" / recipe), str(REPO / f"configs/models/{backbone}.yaml")]
+    path.write_text(f"_BASE_: {bases}\n")
+    return str(path)
+
+
+def test_backbones_name_weights_that_timm_has_and_their_input(tmp_path):
     from rc2l.engine.config_file import load_config
     from rc2l.modeling.timm_weights import _input_of_timm
     from rc2l.modeling.weight_formats import WeightSource
     from rc2l.modeling.weight_sources import hub_files, initial_weights
     from tests.shared_data import REPO
 
-    assert len(list((REPO / "configs").glob("*/*_efficientnet-lite0*.yaml"))) >= 5
-    for recipe in RECIPES:
-        cfg = load_config(str(REPO / "configs" / recipe), [])
+    recipes = ("voc/rc2l_r101_1-16", "cityscapes/rc2l_r101_1-8", "camvid/rc2l_r18_1-8")
+    cases = [(backbone, f"{recipe}.yaml") for backbone in BACKBONES for recipe in recipes]
+    for backbone, recipe in cases:
+        crop = {"voc": 518, "cityscapes": 798, "camvid": 252}[recipe.split("/")[0]]
+        overrides = ["INPUT.CROP.SIZE", f"[{crop}, {crop}]"] if "dinov2" in backbone else []
+        cfg = load_config(on_backbone(backbone, recipe, tmp_path), overrides)
         weights = initial_weights(cfg)
         if weights.startswith("timm://"):
             assert weights == f"timm://{cfg.MODEL.TIMM.NAME}" and hub_files(weights)[0].startswith("timm/")
@@ -342,9 +352,11 @@ def test_recipes_name_weights_that_timm_has_and_their_input():
             assert list(cfg.MODEL.PIXEL_STD) == pytest.approx(expected.std, abs=0.01)
         else:
             assert local_weights(weights).is_file() and list(cfg.MODEL.PIXEL_MEAN) == [127.0] * 3
-        if "dinov2" in recipe:
+        if "dinov2" in backbone:
             assert pytest.approx(5e-6) == cfg.SOLVER.BASE_LR * cfg.SOLVER.BACKBONE_MULTIPLIER
-            assert not any(size % 14 for size in cfg.INPUT.CROP.SIZE)
+    for recipe in ("voc/rc2l_dinov2-small_1-16", "cityscapes/rc2l_dinov2-small_1-8"):
+        cfg = load_config(str(REPO / f"configs/{recipe}.yaml"), [])
+        assert not any(size % 14 for size in cfg.INPUT.CROP.SIZE)
 
 
 def test_pretrained_is_the_models_own_weights_where_no_others_are_named():

@@ -50,7 +50,6 @@ TITLES = {
     "classmix_deeplab": "DeepLabV3+, ClassMix",
     "classmix-reco_deeplab": "DeepLabV3+, ClassMix + ReCo",
     "cutmix-dgcl_deeplab": "DeepLabV3+, CutMix + DGCL",
-    "classmix-dgcl_deeplab": "DeepLabV3+, ClassMix + DGCL",
     "s4gan_deeplab": "DeepLabV3+, S4GAN",
 }
 DATASET = "shapes_sem_seg_val"
