@@ -9,24 +9,9 @@
 Any config key can follow as ``KEY VALUE`` pairs, after all the options.
 """
 
-import argparse
+from rc2l.engine.command import main, run
 
-from rc2l.engine.entry_point import entry_point
-from rc2l.engine.launch import launch
-from rc2l.engine.run import argument_parser, evaluate_only, setup, train
-
-
-def main(args: argparse.Namespace) -> dict[str, float]:
-    cfg = setup(args)
-    if args.eval_only:
-        return evaluate_only(cfg, args.resume)
-    return train(cfg, args.resume, replace=args.fast_dev_run)
-
-
-@entry_point
-def run() -> None:
-    launch(main, argument_parser(__doc__).parse_args())
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
-    run()
+    run(__doc__)

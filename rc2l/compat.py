@@ -3,7 +3,8 @@
 Importing this module makes ``import detectron2`` work with
 
 * the official packages (0.5, 0.6, main), compiled or not: nothing is changed where nothing is missing;
-* the PyPI package ``detectron2-cdo`` 0.5, which has no compiled operators.
+* the PyPI package ``detectron2-cdo`` 0.5, which has no compiled operators;
+* none: the wheel of RC²L holds that package's Python files (see setup.py), which are read where nothing else is there.
 
 RC²L uses none of the compiled operators (they serve rotated boxes, deformable convolution and COCO's fast evaluation).
 
@@ -16,6 +17,7 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from PIL import Image
 
@@ -83,9 +85,28 @@ def has_compiled_operators() -> bool:
     return not isinstance(sys.modules.get("detectron2._C"), _MissingOperators)
 
 
+def _find_detectron2() -> None:
+    """Take the bundled files where nothing else is installed.
+
+    Raises:
+        ImportError: there are none, which is so in a clone.
+    """
+    if importlib.util.find_spec("detectron2") is not None:
+        return
+    bundled = Path(__file__).with_name("bundled")
+    if not bundled.is_dir():
+        raise ImportError(
+            "detectron2 is not installed. 'pip install .' in a clone brings its Python files, which is enough; "
+            "'make install' and an official detectron2 work too"
+        )
+    sys.path.append(str(bundled))
+    importlib.invalidate_caches()
+
+
 def _patch() -> None:
     if not hasattr(Image, "LINEAR"):  # removed in Pillow 10, read by detectron2 at import time
         Image.LINEAR = Image.BILINEAR
+    _find_detectron2()
     import detectron2
 
     if importlib.util.find_spec("detectron2._C") is None:

@@ -13,7 +13,7 @@ import sys
 from rc2l.data.audit import DatasetReport, audit_dataset, compare_datasets, unmatched_labels
 from rc2l.data.datasets import register_dataset_file
 from rc2l.data.errors import DatasetError
-from rc2l.engine.arguments import add_import_argument
+from rc2l.engine.arguments import add_import_argument, split_overrides
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
 
@@ -56,9 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("datasets", nargs="*", help="names of datasets, or dataset YAML files")
     parser.add_argument("--config-file", default="", help="check DATASETS.TRAIN, UNLABELED and TEST of a config")
     parser.add_argument("--workers", type=int, help="threads that read; default: as many as suit the machine")
-    parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for the config")
+    parser.add_argument("--opts", nargs="*", default=[], help=argparse.SUPPRESS)
     add_import_argument(parser)
-    args = parser.parse_args(arguments)
+    words, pairs = split_overrides(sys.argv[1:] if arguments is None else arguments)
+    args = parser.parse_args(words)
+    args.opts += pairs
     if args.workers is not None and args.workers < 1:
         parser.error(f"--workers is {args.workers}; use 1 or more")
     names = dataset_names(args.datasets, args.config_file, args.opts)

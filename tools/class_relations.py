@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from rc2l.data.loader import build_test_loader
 from rc2l.data.reading import IGNORE
-from rc2l.engine.arguments import add_import_argument
+from rc2l.engine.arguments import add_trained_network_arguments, read_arguments
 from rc2l.engine.checkpoint_file import read_checkpoint
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
@@ -170,8 +170,7 @@ def cluster_table(runs: dict[Path, dict[str, dict]]) -> str:
 @entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--checkpoint", required=True, help="of a run of ours (model_final.pth)")
+    add_trained_network_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("output/relations"))
     parser.add_argument(
         "--pixels-per-class",
@@ -182,14 +181,12 @@ def main() -> None:
     parser.add_argument(
         "--compare", type=Path, action="append", default=[], help="--output of an earlier run; may be repeated"
     )
-    parser.add_argument("overrides", nargs="*", help="config KEY VALUE pairs")
-    add_import_argument(parser)
-    args = parser.parse_args()
+    args = read_arguments(parser)
     run(args)
 
 
 def run(args: argparse.Namespace) -> None:
-    cfg = load_config(args.config_file, args.overrides)
+    cfg = load_config(args.config_file, args.opts)
     resolve_device(cfg, num_gpus=1)
     dataset = cfg.DATASETS.TEST[0]
     compared = {folder: read_compared(folder, dataset, args.pixels_per_class) for folder in args.compare}

@@ -73,7 +73,7 @@ class Run:
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(REPO / "train_net.py")]
+        command = [sys.executable, "-m", "rc2l.cli", "train"]
         command += ["--config-file", str(REPO / f"configs/shapes/{self.method}.yaml"), "--resume"]
         command += [word for name in self.imports for word in ("--import", name)]
         command += ["SEED", str(self.seed), "DATASETS.SPLIT.SEED", str(self.seed), "OUTPUT_DIR", str(self.folder)]

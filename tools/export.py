@@ -28,7 +28,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from rc2l.engine.arguments import add_import_argument
+from rc2l.engine.arguments import add_trained_network_arguments, read_arguments
 from rc2l.engine.checkpoint_file import write_checkpoint
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
@@ -116,13 +116,11 @@ def run(args: argparse.Namespace) -> str:
 @entry_point
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--checkpoint", required=True)
+    add_trained_network_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="name.pt or name.pth")
     parser.add_argument("--network", choices=("teacher", "student"), default="teacher")
-    parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for the config")
-    add_import_argument(parser)
-    args = parser.parse_args(argv)
+    parser.add_argument("--opts", nargs="*", default=[], help=argparse.SUPPRESS)
+    args = read_arguments(parser, argv)
     content = run(args)
     print(f"{args.output}: {content} of the {args.network}, {args.output.stat().st_size / 2**20:.1f} MiB")
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from rc2l.data.datasets.folder import IMAGE_SUFFIXES
 from rc2l.data.file_listing import find_files
 from rc2l.data.reading import read_image, read_image_size
-from rc2l.engine.arguments import add_import_argument
+from rc2l.engine.arguments import add_trained_network_arguments, read_arguments
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
 from rc2l.engine.launch import resolve_device
@@ -121,15 +121,13 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", type=Path, help="image files, and folders of images")
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--checkpoint", required=True)
+    add_trained_network_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--overlays", action="store_true", help="pictures of the classes over the image, too")
     parser.add_argument("--network", choices=("teacher", "student"), default="teacher")
     parser.add_argument("--min-confidence", type=float, default=0.0, help="pixels below it, in [0, 1], become 255")
-    parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for the config")
-    add_import_argument(parser)
-    args = parser.parse_args(argv)
+    parser.add_argument("--opts", nargs="*", default=[], help=argparse.SUPPRESS)
+    args = read_arguments(parser, argv)
     run(args)
 
 

@@ -7,6 +7,9 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable
+from pathlib import Path
+
+from rc2l.config import get_rc2l_cfg
 
 
 class _Import(argparse.Action):
@@ -33,6 +36,68 @@ def add_import_argument(parser: argparse.ArgumentParser, *, at_once: bool = True
         action=_Import if at_once else "append",
         help="Python module to import first, such as one that registers your own parts; may be repeated",
     )
+
+
+def add_run_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--run FOLDER``, which :func:`read_arguments` turns into config and checkpoint."""
+    parser.add_argument(
+        "--run", default="", metavar="FOLDER", help="OUTPUT_DIR of a run: its config.yaml and its best checkpoint"
+    )
+
+
+def add_trained_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--run``, or ``--config-file`` and ``--checkpoint``; and ``--import``."""
+    add_run_argument(parser)
+    parser.add_argument("--config-file", default="", help="the config that the network was trained with")
+    parser.add_argument("--checkpoint", default="", help="the file of the trained network, such as model_best.pth")
+    add_import_argument(parser)
+
+
+def read_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+    """Arguments, with ``KEY VALUE`` pairs of the config at the end as ``args.opts``.
+
+    What ``--run`` names becomes ``config_file`` and ``checkpoint``, unless these are given too.
+
+    Raises:
+        ValueError: the folder of ``--run`` holds no run, or neither it nor config and checkpoint are given.
+    """
+    words, pairs = split_overrides(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(words)
+    args.opts = [*(getattr(args, "opts", None) or []), *pairs]
+    needs_network = hasattr(args, "checkpoint")
+    if args.run:
+        folder = Path(args.run)
+        if not (folder / "config.yaml").is_file():
+            raise ValueError(f"--run {folder}: it holds no config.yaml; name the OUTPUT_DIR of a run")
+        args.config_file = args.config_file or str(folder / "config.yaml")
+        if not getattr(args, "checkpoint", ""):
+            found = [folder / name for name in ("model_best.pth", "model_final.pth") if (folder / name).is_file()]
+            if (
+                not found
+                and (needs_network or getattr(args, "eval_only", False))
+                and not getattr(args, "resume", False)
+            ):
+                raise ValueError(f"--run {folder}: it holds neither model_best.pth nor model_final.pth yet")
+            args.checkpoint = str(found[0]) if found else ""
+    elif needs_network:
+        for name in ("config_file", "checkpoint"):
+            if not getattr(args, name):
+                option = name.replace("_", "-")
+                raise ValueError(
+                    f"--{option} is missing: name the folder of a run by --run, or --config-file and --checkpoint"
+                )
+    return args
+
+
+def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """(options and positional arguments, ``KEY VALUE`` pairs): pairs begin at the first word that is a config key."""
+    if "--opts" in words:  # the older form, in which options may follow
+        return words, []
+    plain = {name for name, value in get_rc2l_cfg().items() if not isinstance(value, dict)}
+    for place, word in enumerate(words):
+        if word in plain or re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)+", word):
+            return words[:place], words[place:]
+    return words, []
 
 
 def import_modules(names: Iterable[str]) -> None:

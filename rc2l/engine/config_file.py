@@ -36,13 +36,28 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
         raise ValueError(f"config overrides are KEY VALUE pairs, but there are {len(overrides)} words: {overrides}")
     cfg = get_rc2l_cfg()
     if config_file:
-        if not os.path.isfile(config_file):
-            raise FileNotFoundError(f"--config-file {config_file}: no such file (configs/ holds the project's own)")
+        config_file = str(find_config(config_file))
         merge_yaml(cfg, read_yaml_with_bases(Path(config_file)), config_file)
     _merge(lambda: cfg.merge_from_list(_floats(cfg, overrides)), cfg, "override")
     check_config(cfg)
     register_custom_datasets(cfg, config_file)
     return cfg
+
+
+def find_config(name: str) -> Path:
+    """A config file; ``configs/...`` is also looked for among the project's own, from any working directory.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    if os.path.isfile(name):
+        return Path(name)
+    if Path(name).parts[:1] == ("configs",):
+        package = Path(__file__).resolve().parents[1]
+        for folder in (package, package.parent):  # an installed package holds them, a clone has them beside it
+            if (folder / name).is_file():
+                return folder / name
+    raise FileNotFoundError(f"--config-file {name}: no such file (configs/ holds the project's own)")
 
 
 def check_config(cfg: CfgNode) -> None:

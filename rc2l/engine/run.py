@@ -19,7 +19,7 @@ from rc2l.config import get_rc2l_cfg
 from rc2l.data.check import check_data
 from rc2l.data.loader import build_test_loader
 from rc2l.data.splits import build_split, log_split
-from rc2l.engine.arguments import add_import_argument
+from rc2l.engine.arguments import add_import_argument, add_run_argument
 from rc2l.engine.checkpoint import newest_whole_checkpoint
 from rc2l.engine.checkpoint_file import write_text
 from rc2l.engine.config_file import check_config, load_config
@@ -39,8 +39,9 @@ logger = logging.getLogger(__name__)
 
 
 def argument_parser(epilog: str) -> argparse.ArgumentParser:
-    """detectron2's options, ``--import`` and ``--fast-dev-run``."""
+    """detectron2's options, ``--run``, ``--import`` and ``--fast-dev-run``."""
     parser = default_argument_parser(epilog)
+    add_run_argument(parser)
     add_import_argument(parser)
     parser.add_argument(
         "--fast-dev-run",
