@@ -55,19 +55,25 @@ class Finding:
 def versions() -> Iterator[Finding]:
     """Python and the packages that matter."""
     current = sys.version_info[:2]
-    good = (3, 10) <= current < (3, 13)
-    yield Finding(OK if good else PROBLEM, f"Python {platform.python_version()}", "" if good else "use 3.10 to 3.12")
+    good = (3, 10) <= current < (3, 14)
+    yield Finding(OK if good else PROBLEM, f"Python {platform.python_version()}", "" if good else "use 3.10 to 3.13")
     for name, oldest in PACKAGES.items():
         wanted = ".".join(map(str, oldest))
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(PROBLEM, f"{name} is not installed", f"install {name}>={wanted} (make install)")
+            yield Finding(
+                PROBLEM,
+                f"{name} is not installed",
+                f"install {name}>={wanted} (pip install . in a clone, or make install)",
+            )
             continue
         numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
         good = numbers >= oldest
         yield Finding(
-            OK if good else PROBLEM, f"{name} {version}", "" if good else f"install {name}>={wanted} (make install)"
+            OK if good else PROBLEM,
+            f"{name} {version}",
+            "" if good else f"install {name}>={wanted} (pip install . in a clone, or make install)",
         )
 
 
@@ -79,7 +85,9 @@ def detectron2_flavour() -> Iterator[Finding]:
         from rc2l.compat import has_compiled_operators
     except Exception as error:  # anything can go wrong in an import of a broken build
         reason = str(error).split("\n")[0]
-        yield Finding(PROBLEM, f"detectron2 cannot be imported: {reason}", "make install (detectron2-cdo 0.5)")
+        yield Finding(
+            PROBLEM, f"detectron2 cannot be imported: {reason}", "pip install . in a clone of RC²L, or make install"
+        )
         return
     kind = "with compiled operators" if has_compiled_operators() else "without compiled operators, none is needed"
     yield Finding(OK, f"detectron2 {detectron2.__version__}, {kind}")
@@ -244,7 +252,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    import rc2l  # noqa: F401  makes detectron2 importable
+    try:
+        import rc2l  # noqa: F401  makes detectron2 importable
+    except ImportError as error:
+        sys.exit(f"{PROBLEM:8} {error}")
     from rc2l.engine.entry_point import entry_point
 
     sys.exit(entry_point(main)())

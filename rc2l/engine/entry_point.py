@@ -18,6 +18,7 @@ EXIT_INTERRUPTED = 130
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _OWN = tuple(f"{_PROJECT / part}{end}" for part, end in (("rc2l", os.sep), ("tools", os.sep), ("train_net.py", "")))
+_BUNDLED = str(_PROJECT / "rc2l" / "bundled") + os.sep
 _trace_folder: Path | None = None
 
 
@@ -59,7 +60,7 @@ def explain(error: Exception) -> tuple[int, str]:
         return EXIT_USER_ERROR, line
     first = next((line.strip() for line in _message(error).splitlines() if line.strip()), "")
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename.startswith(_OWN)] or frames
+    own = [frame for frame in frames if _is_of_project(frame.filename)] or frames
     place = f" in {Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
     return EXIT_UNEXPECTED, (
         f"unexpected {type(error).__name__}{place}: {first[:500] or 'no message'}. {_write_trace(error)}"
@@ -104,7 +105,11 @@ def _is_own(error: ValueError) -> bool:
     if type(error).__module__.startswith("rc2l."):
         return True
     frames = traceback.extract_tb(error.__traceback__)
-    return not frames or frames[-1].filename.startswith(_OWN)
+    return not frames or _is_of_project(frames[-1].filename)
+
+
+def _is_of_project(file: str) -> bool:
+    return file.startswith(_OWN) and not file.startswith(_BUNDLED)
 
 
 def is_lack_of_memory(error: Exception) -> bool:
