@@ -2,9 +2,9 @@
 
 import importlib.util
 import sys
-from pathlib import Path
 
 from rc2l.engine.entry_point import EXIT_USER_ERROR, entry_point
+from rc2l.project_files import project_folder
 
 #: Command -> (script in tools/, or the first arguments of train_net.py; what it does).
 COMMANDS = {
@@ -26,18 +26,11 @@ COMMANDS = {
     "shapes": ("make_shapes.py", "generate the images of the demo"),
     "benchmark": ("benchmark.py", "where the time of a step goes"),
 }
-_PACKAGE = Path(__file__).resolve().parent
-
-
-def data_folder(name: str) -> Path:
-    """The folder ``configs`` or ``tools``: in the installed package, or beside it in a clone."""
-    installed = _PACKAGE / name
-    return installed if installed.is_dir() else _PACKAGE.parent / name
 
 
 def available() -> dict[str, str]:
     """What each command does, of those that this version has."""
-    tools = data_folder("tools")
+    tools = project_folder("tools")
     return {
         name: text
         for name, (target, text) in COMMANDS.items()
@@ -106,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
 
         run(COMMANDS[name][1], [*target, *rest])
         return
-    script = data_folder("tools") / target
+    script = project_folder("tools") / target
     sys.path.insert(0, str(script.parent))  # as when it is run by itself: some scripts share code
     spec = importlib.util.spec_from_file_location(f"rc2l_tool_{script.stem}", script)
     module = importlib.util.module_from_spec(spec)

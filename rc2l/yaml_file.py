@@ -4,6 +4,8 @@ from pathlib import Path
 
 import yaml
 
+from rc2l.project_files import project_config
+
 #: More values than any config or dataset description has; aliases of aliases can stand for billions.
 _MAX_VALUES = 1_000_000
 _DEEPEST = 50
@@ -90,7 +92,7 @@ def _mapping(content: object, path: str) -> dict:
 
 def read_yaml_with_bases(path: Path) -> dict:
     """A config file merged over the files that its ``_BASE_`` names, as detectron2 does it: one path or a list of
-    paths, relative to the file, later ones over earlier ones.
+    paths, relative to the file, later ones over earlier ones. ``configs/...`` that is not there is the project's own.
 
     Raises:
         YamlError: as :func:`read_yaml_mapping`, for any of the files; a base is missing, no local path, or in the end
@@ -113,6 +115,8 @@ def _with_bases(path: Path, heirs: tuple[Path, ...]) -> dict:
         if "://" in base:
             raise YamlError(f"{path}: _BASE_ is {base}; it must be a local path: fetch the file and name it")
         found = path.parent / Path(base).expanduser()
+        if not found.is_file():
+            found = project_config(base) or found
         if not found.is_file():
             raise YamlError(f"{path}: _BASE_ is {base}, but there is no file {found}")
         _merge_into(merged, _with_bases(found, (*heirs, resolved)), path, "")

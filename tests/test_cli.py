@@ -114,6 +114,13 @@ def test_configs_of_the_project_are_found_from_any_folder(tmp_path, monkeypatch)
         find_config("configs/shapes/none.yaml")
     with pytest.raises(FileNotFoundError):
         find_config("shapes/rc2l.yaml")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("_BASE_: configs/shapes/rc2l.yaml\nSEED: 7\n")
+    cfg = load_config(str(mine), [])
+    assert (cfg.SEED, cfg.SEMI.METHOD) == (7, "rc2l")
+    mine.write_text("_BASE_: configs/../pyproject.toml\n")
+    with pytest.raises(ValueError, match="there is no file"):
+        load_config(str(mine), [])
     own = tmp_path / "configs/shapes/rc2l.yaml"
     own.parent.mkdir(parents=True)
     own.touch()

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from rc2l.config import get_rc2l_cfg
 from rc2l.data.datasets import register_custom_datasets
 from rc2l.detectron2_keys import without_effect
+from rc2l.project_files import project_config
 from rc2l.ranges import check_ranges, flatten
 from rc2l.yaml_file import read_yaml_with_bases
 
@@ -52,11 +53,8 @@ def find_config(name: str) -> Path:
     """
     if os.path.isfile(name):
         return Path(name)
-    if Path(name).parts[:1] == ("configs",):
-        package = Path(__file__).resolve().parents[1]
-        for folder in (package, package.parent):  # an installed package holds them, a clone has them beside it
-            if (folder / name).is_file():
-                return folder / name
+    if own := project_config(name):
+        return own
     raise FileNotFoundError(f"--config-file {name}: no such file (configs/ holds the project's own)")
 
 
