@@ -19,7 +19,7 @@ demo: install
 	$(RUN) tools/demo.py
 
 table: install
-	$(RUN) tools/demo.py --methods all --seeds 3 4 5 --output output/table
+	$(RUN) tools/table.py configs/papers/shapes.yaml --seeds 3 4 5 --jobs $$(nproc) --output output/table
 
 test: install
 	$(RUN) -m pytest

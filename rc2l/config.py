@@ -158,6 +158,9 @@ def add_semi_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SPLIT.SAMPLING = "random"
     # Which draw, a 32-bit number; independent of SEED.
     cfg.DATASETS.SPLIT.SEED = 0
+    # Share of the unlabelled images that are used, above 0 and up to 1, rounded up; smaller shares are contained in
+    # larger ones. ReCo fig. 7c: 0.02, 0.05, 0.1.
+    cfg.DATASETS.SPLIT.UNLABELED_SHARE = 1.0
 
     # SOLVER.IMS_PER_BATCH counts the labelled images of a step over all processes, this the unlabelled ones. RC2L: 8+8.
     cfg.SOLVER.IMS_PER_BATCH_UNLABELED = 8
@@ -222,6 +225,7 @@ declare(
         "SPLIT.FRACTION": text(empty=False),
         "SPLIT.NUM_LABELED": integer(at_least=0, at_most=MOST_THINGS),
         "SPLIT.SAMPLING": one_of("random", "class_balanced", "few_labels"),
+        "SPLIT.UNLABELED_SHARE": number(above=0, at_most=1),
         "SPLIT.SEED": integer(at_least=-(2**31), at_most=2**31 - 1),
     },
 )

@@ -150,7 +150,7 @@ declare(
         "PROJECT_FEATURES": _NAMES,
         "PROJECT_CHANNELS": several(_WIDTH),
         "ASPP_CHANNELS": _WIDTH,
-        "ASPP_DILATIONS": exactly(*[integer(at_least=1, at_most=1024)] * 3),
+        "ASPP_DILATIONS": several(integer(at_least=1, at_most=1024), at_least=1, at_most=16),
         "ASPP_DROPOUT": number(at_least=0, below=1),
         "USE_DEPTHWISE_SEPARABLE_CONV": flag(),
     },
@@ -184,6 +184,15 @@ def check_sizes(cfg: CfgNode) -> None:
     ):
         raise ValueError(
             f"INPUT.MIN_SIZE_TRAIN is {sizes}: with MIN_SIZE_TRAIN_SAMPLING range it must be (smallest, largest)"
+        )
+
+
+@config_check
+def check_dilations(cfg: CfgNode) -> None:
+    head = cfg.MODEL.SEM_SEG_HEAD
+    if head.NAME == "DeepLabV3PlusPixelHead" and len(head.ASPP_DILATIONS) != 3:
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.ASPP_DILATIONS is {list(head.ASPP_DILATIONS)}: DeepLabV3PlusPixelHead takes 3 of them"
         )
 
 

@@ -245,6 +245,17 @@ def test_few_labels_say_when_too_few_images_have_enough_classes(rare_classes):
         build_split(config(rare_classes, NUM_LABELED=20, SAMPLING="few_labels", MIN_CLASSES=6))
 
 
+def test_smaller_shares_of_the_unlabeled_images_are_contained_in_larger_ones(register):
+    """ReCo figure 7c: the same labelled images, fewer unlabelled ones; rounded up."""
+    name = register("share_test", [f"image{number}" for number in range(120)])
+    whole = build_split(config(name, "1/6"))
+    for share, count in ((0.02, 2), (0.07, 7), (0.5, 50), (1.0, 100)):
+        split = build_split(config(name, "1/6", UNLABELED_SHARE=share))
+        assert ids_of(split.labeled) == ids_of(whole.labeled)
+        assert ids_of(split.unlabeled) == ids_of(whole.unlabeled)[:count] and len(split.unlabeled) == count
+        assert ("of the unlabeled images" in split.source) == (share < 1)
+
+
 @pytest.fixture
 def city(register):
     """Eight images in Cityscapes' layout: ids with a folder, file names with a suffix."""

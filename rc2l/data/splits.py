@@ -84,6 +84,8 @@ def build_split(cfg: CfgNode) -> Split:
         {key: value for key, value in record.items() if key != "sem_seg_file_name"}
         for record in sorted(rest.values(), key=lambda record: _order(record, options.SEED))
     ]
+    # In hash order: a smaller share is the beginning of a larger one. By its text, as 0.07 is no binary number.
+    unlabeled = unlabeled[: ceil(Fraction(str(options.UNLABELED_SHARE)) * len(unlabeled))]
     if not unlabeled and cfg.SEMI.METHOD != "supervised":
         raise DatasetError(
             f"no unlabeled images are left for SEMI.METHOD '{cfg.SEMI.METHOD}': all {len(labeled)} images of "
@@ -254,6 +256,8 @@ def _describe(cfg: CfgNode) -> str:
         how = f"{amount} labeled, {options.SAMPLING}"
         how += f" with {options.MIN_CLASSES} or more classes" if options.SAMPLING == "few_labels" else ""
     text = f"{' + '.join(cfg.DATASETS.TRAIN)} ({how})"
+    if options.UNLABELED_SHARE < 1:
+        text += f", {options.UNLABELED_SHARE:g} of the unlabeled images"
     return text + (f", unlabeled also from {' + '.join(cfg.DATASETS.UNLABELED)}" if cfg.DATASETS.UNLABELED else "")
 
 
