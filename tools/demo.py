@@ -3,8 +3,8 @@
     python tools/demo.py                                  # supervised and rc2l, one seed
     python tools/demo.py --methods all --seeds 3 4 5 --output output/table
 
-Each run is a process of train_net.py with one thread; as many run at a time as there are cores. Finished runs are kept:
-the same command continues where it was stopped.
+KEY VALUE pairs of the config can stand at the end. Each run is a process of train_net.py with one thread; as many run
+at a time as there are cores. Finished runs are kept: the same command continues where it was stopped.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tabulate import tabulate
 from rc2l.data.datasets.location import datasets_root
 from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.data.loader import build_test_loader
-from rc2l.engine.arguments import add_import_argument
+from rc2l.engine.arguments import add_import_argument, split_overrides
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
 from rc2l.modeling.weights import load_weights
@@ -195,20 +195,20 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of labelled split, weights and training")
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
     parser.add_argument("--at-a-time", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
-    parser.add_argument("overrides", nargs="*", help="config KEY VALUE pairs for all runs")
     add_import_argument(parser)
-    args = parser.parse_args()
+    words, overrides = split_overrides(sys.argv[1:])  # KEY VALUE pairs of all runs, also behind --methods and --seeds
+    args = parser.parse_args(words)
     methods = list(TITLES) if "all" in args.methods else args.methods
 
     folder = generate_shapes(datasets_root().resolve())
     os.environ["DETECTRON2_DATASETS"] = str(folder.parent)
     print(f"dataset: {folder}")
     runs = [
-        Run(method, seed, args.output.resolve() / f"{method}_{seed}", args.overrides, args.imports)
+        Run(method, seed, args.output.resolve() / f"{method}_{seed}", overrides, args.imports)
         for seed in args.seeds
         for method in methods
     ]
-    cfg = config(methods[0], args.overrides)
+    cfg = config(methods[0], overrides)
     train_all(runs, args.at_a_time, cfg.SOLVER.MAX_ITER)
     report = table(runs, methods)
     print(f"\nshapes, {cfg.DATASETS.SPLIT.FRACTION} of the labels, {len(args.seeds)} seed(s):\n\n{report}\n")
