@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.engine.config_file import load_config
 from rc2l.yaml_file import YamlError
 from tests.shared_data import REPO
@@ -87,6 +88,7 @@ def test_bad_arguments_are_one_line(words, message, tmp_path, capsys):
 
 def test_runs_what_is_missing_once_and_prints_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    generate_shapes(tmp_path / "datasets", num_train=48, num_val=4)
     rows = [
         {"name": "few", "recipe": RECIPE, "paper": 50},
         {"name": "the same", "recipe": RECIPE},

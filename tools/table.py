@@ -239,7 +239,10 @@ def main(words: list[str] | None = None) -> None:
         print("\n".join(shlex.join(run.command) for run in missing))
         return
     if on_shapes:
-        os.environ["DETECTRON2_DATASETS"] = str(generate_shapes(datasets_root().resolve()).parent)
+        root = datasets_root().resolve()
+        if not (root / "shapes").exists():  # one that was made in another size stays
+            generate_shapes(root)
+        os.environ["DETECTRON2_DATASETS"] = str(root)
     print(f"{len(runs) - len(missing)} runs are done, {len(missing)} are missing", flush=True)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
