@@ -1,7 +1,9 @@
 """Labeled and unlabeled streams -> training batches, resumable at any iteration; and the loader of test images."""
 
 import itertools
+import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from rc2l.data.datasets import load_records
 from rc2l.data.mapper import EvaluationMapper, LabeledMapper, UnlabeledMapper, seeded_randomness
 from rc2l.data.splits import Split
+
+logger = logging.getLogger(__name__)
 
 #: Which of the two streams; also part of the key of a sample's random numbers.
 LABELED, UNLABELED = 0, 1
@@ -147,6 +151,51 @@ def collate(samples: list[tuple[int, dict]]) -> TrainingBatch:
     )
 
 
+def _is_death(error: Exception) -> bool:
+    """Whether a worker is gone, and not an error that it handed on from a mapper: only torch's text tells."""
+    if isinstance(error, RuntimeError):
+        return bool(re.match(r"DataLoader worker \(pid.*exited unexpectedly|Pin memory thread exited", str(error)))
+    # Tensors come through a connection to the worker, which breaks before torch looks whether it lives.
+    return "in DataLoader worker process" not in str(error)
+
+
+class SurvivingLoader(DataLoader):
+    """A DataLoader that goes on in this process where one of its workers is killed, and says so in :attr:`death`.
+
+    A batch is a function of its place in the order alone, so nothing is lost or repeated, and a step that other
+    processes are in comes to its end.
+    """
+
+    #: What happened; empty while all workers live. Set once, so that DataLoader's own attributes stay untouched.
+    death = ""
+
+    def __iter__(self) -> Iterator:
+        batches = super().__iter__()
+        if self.num_workers > 0 and threading.current_thread() is threading.main_thread():
+            # torch's handler would raise wherever the main thread is, be it halfway through an update of the weights.
+            # Without it a death is found when the batch is waited for.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        given = 0
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                if not _is_death(error):
+                    raise
+                self.death = (
+                    "a loader worker was killed, often for lack of memory (DATALOADER.NUM_WORKERS is "
+                    f"{self.num_workers}: lower it, or give the run more memory)"
+                )
+                logger.warning(f"{self.death}; the images that it owed are loaded by the training process")
+                break
+            yield batch
+            given += 1
+        for indices in itertools.islice(self.batch_sampler, given, None):
+            yield self.collate_fn([self.dataset[index] for index in indices])
+
+
 def build_train_loader(cfg: CfgNode, split: Split, start_iteration: int = 0, seed: int | None = None) -> DataLoader:
     """An endless loader of this process's :class:`TrainingBatch` es, from ``start_iteration`` on.
 
@@ -166,7 +215,7 @@ def build_train_loader(cfg: CfgNode, split: Split, start_iteration: int = 0, see
     if cfg.SEMI.METHOD != "supervised":
         batch_sizes[UNLABELED] = batch_size(cfg, "IMS_PER_BATCH_UNLABELED", world_size)
         streams[UNLABELED] = Stream(split.unlabeled, UnlabeledMapper(cfg), (seed, UNLABELED))
-    return DataLoader(
+    return SurvivingLoader(
         StreamDataset(streams),
         batch_sampler=StreamBatchSampler(
             batch_sizes, start_iteration, comm.get_rank(), world_size, {UNLABELED: cfg.SEMI.BURN_IN}
@@ -218,7 +267,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     records = load_records(dataset_name)
     if cfg.TEST.MAX_IMAGES > 0:
         records = records[: cfg.TEST.MAX_IMAGES]
-    return DataLoader(
+    return SurvivingLoader(
         MappedRecords(records, EvaluationMapper(cfg)),
         batch_size=1,
         sampler=InferenceSampler(len(records)),

@@ -25,7 +25,14 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        #: Why the run cannot go on although its state is sound; then the stop is an error.
+        self.failure = ""
         self._previous: dict[signal.Signals, object] = {}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether this process has a reason to stop after the step."""
+        return self.received is not None or bool(self.failure)
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
@@ -75,6 +82,8 @@ class StopHook(hooks.HookBase):
             trainer.checkpointer.save(name, iteration=trainer.iter)
         # A launcher that sees the first process end kills the others: none may go before the file is there.
         comm.synchronize()
+        if failure := trainer.stop_request.failure:
+            raise ChildProcessError(f"{failure}. --resume continues from {name}.pth, after iteration {trainer.iter}")
         logger.warning(f"stopped on request after iteration {trainer.iter}; --resume continues from {name}.pth")
         raise SystemExit(EXIT_STOPPED)
 

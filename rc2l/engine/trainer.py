@@ -109,7 +109,7 @@ class SemiSupervisedTrainer(TrainerBase):
         self._guard = FiniteGuard(self.student, cfg.SOLVER.MAX_SKIPPED_STEPS if self.scaler.is_enabled() else 0)
         #: What this process's last image was mixed with in the last step: first tensors of the next process.
         self.following: list[Tensor] = []
-        self._stop = StopRequest()
+        self.stop_request = StopRequest()
         self._agreement = Agreement()
         collapse = cfg.SEMI.COLLAPSE
         self._collapse = CollapseWatch(collapse.MAX_CLASS_SHARE, collapse.MIN_KEPT_SHARE, collapse.PATIENCE)
@@ -167,14 +167,14 @@ class SemiSupervisedTrainer(TrainerBase):
 
     def train(self) -> dict[str, float]:
         """Train up to SOLVER.MAX_ITER; returns the scores of the last evaluation."""
-        loader = build_train_loader(self.cfg, self.split, self.start_iter, seed=self.seed)
-        self._batches = iter(loader)
+        self._loader = build_train_loader(self.cfg, self.split, self.start_iter, seed=self.seed)
+        self._batches = iter(self._loader)
         try:
-            with self._stop:
+            with self.stop_request:
                 super().train(self.start_iter, self.max_iter)
         finally:
             # Left to the garbage collector, the loader's workers are waited for in vain, 5 s each.
-            del self._batches
+            del self._batches, self._loader
         return self.results
 
     def before_train(self) -> None:
@@ -201,6 +201,7 @@ class SemiSupervisedTrainer(TrainerBase):
     def run_step(self) -> None:
         start = time.perf_counter()
         batch = next(self._batches)
+        self.stop_request.failure = self._loader.death
         data_time = time.perf_counter() - start
         self.seed_step()
         try:
@@ -254,7 +255,7 @@ class SemiSupervisedTrainer(TrainerBase):
         # Under fp16 the scaler looks after gradients: it skips the update and lowers its scale.
         checked = {"total_loss": total, **losses} | ({} if self.scaler.is_enabled() else {"gradient_norm": norm})
         bad = not_finite(checked)
-        self.stop_agreed, diverged = self._agreement.any(self._stop.received is not None, bool(bad))
+        self.stop_agreed, diverged = self._agreement.any(self.stop_request.wanted, bool(bad))
         if diverged:
             self.optimizer.zero_grad()
             if self._guard.skip(iteration):
