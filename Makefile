@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := .venv/bin/python
 
-.PHONY: install demo table test lint clean
+.PHONY: install demo table test test-fast lint clean
 
 install: .venv/installed
 
@@ -23,6 +23,10 @@ table: install
 
 test: install
 	$(RUN) -m pytest
+
+# All but whole runs: kills, resumes, several processes, command lines.
+test-fast: install
+	$(RUN) -m pytest -m "not whole_run"
 
 lint: install
 	.venv/bin/ruff check

@@ -41,7 +41,7 @@ METHODS = {
 def fake_cuda(monkeypatch):
     """Within it, "cuda" tensors can be made without a GPU."""
 
-    def match_without_values(self, groups):
+    def match_without_values(self, groups, at_regions=()):
         found = []
         for layers, regions in groups:
             costs = torch.stack([self.cost(logits, masks, regions) for logits, masks in layers])

@@ -1,18 +1,18 @@
 """Two processes give the gradient of one process with the joined batch."""
 
-import os
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from rc2l.engine.config_file import load_config
 from rc2l.engine.launch import average_over_processes
 from rc2l.semi.methods import Method
 from rc2l.semi.strong_views import StrongViews
+from tests.processes import join_group, run_processes
 from tests.shared_data import REPO
 
 #: No batch norm and no dropout: only then do the two have the same mathematics.
@@ -48,10 +48,8 @@ def gradients(method: str, rank: int = 0, world_size: int = 1) -> dict[str, torc
     return {name: parameter.grad for name, parameter in student.named_parameters()}
 
 
-def work(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def work(rank: int, folder: Path) -> None:
+    join_group(rank, 2, folder)
     torch.save({method: gradients(method, rank, 2) for method in METHODS}, f"{folder}/{rank}.pth")
     dist.destroy_process_group()
 
@@ -62,7 +60,7 @@ METHODS = ("supervised", "consistency", "rc2l", "supervised_deeplab", "classmix_
 @pytest.fixture(scope="module")
 def of_two_processes(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("gradients")
-    mp.spawn(work, (29741, str(folder)), nprocs=2)
+    run_processes(work, 2, folder)
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
 
 

@@ -1,18 +1,18 @@
 """Every method on the masked-attention decoder: training, AMP, exact resume, export, two processes."""
 
-import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from rc2l.engine.config_file import load_config
 from rc2l.losses.regions import Regions
 from rc2l.semi.region_losses import RegionLosses
+from tests.processes import join_group, run_processes
 from tests.shared_data import REPO
 from tests.test_train_net import datasets, datasets_folder, metrics, run, same_weights  # noqa: F401  two are fixtures
 from tests.tool_modules import load_tool
@@ -90,10 +90,8 @@ def small_config(*options):
     return load_config(str(REPO / "configs" / CONFIG), [str(item) for item in (*config, *options)])
 
 
-def work(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def work(rank: int, folder: Path) -> None:
+    join_group(rank, 2, folder)
     cfg = small_config(*DEFORMABLE)
     torch.manual_seed(0)
     model = DistributedDataParallel(build_model(cfg).train(), broadcast_buffers=False)
@@ -108,7 +106,7 @@ def work(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_share_every_gradient(tmp_path):
-    mp.spawn(work, (29771, str(tmp_path)), nprocs=2)
+    run_processes(work, 2, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
     assert all(torch.equal(gradient, second[name]) for name, gradient in first.items())
     # Offsets and weights of deformable attention start independent of positions, whose embedding has no slope then.

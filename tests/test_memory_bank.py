@@ -1,17 +1,17 @@
 """The memory bank: order, overflow, densities as the official code has them, processes that agree, and its state."""
 
-import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch.nn import functional as F
 
 from rc2l.engine.launch import gather_over_processes
 from rc2l.losses.density import local_density
 from rc2l.semi.memory_bank import MemoryBank, choose_entries
+from tests.processes import join_group, run_processes
 from tests.shared_data import shared_file
 
 K, SIZE, NEIGHBORS = 3, 10, (2, 4)
@@ -206,10 +206,8 @@ def of_rank(rank: int, step: int) -> dict[str, torch.Tensor]:
     return entries(labels * 2, first=100 * step + 20 * rank)
 
 
-def work(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def work(rank: int, folder: Path) -> None:
+    join_group(rank, 2, folder)
     memory = bank(refresh=2)
     for step in range(3):
         memory.update(**of_rank(rank, step), gather=gather_over_processes)
@@ -218,7 +216,7 @@ def work(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_hold_the_bank_of_one_with_the_joined_entries(tmp_path):
-    mp.spawn(work, (29743, str(tmp_path)), nprocs=2)
+    run_processes(work, 2, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
     memory = bank(refresh=2)
     for step in range(3):

@@ -108,7 +108,7 @@ def test_labelled_and_confident_pixels_enter_the_bank_after_the_step():
 
 @pytest.mark.parametrize(("key", "value"), [("MEMORY_PER_CLASS", -1), ("ADDED_PER_CLASS", 0)])
 def test_bad_values_are_one_error(key, value):
-    with pytest.raises(ValueError, match=rf"RECO\.{key} is {value}: it must be at least 1"):
+    with pytest.raises(ValueError, match=rf"RECO\.{key} is {value}: it must be a whole number in \[{value + 1}, "):
         Method(config("rc2l-reco", f"RECO.{key}", value))
 
 

@@ -58,6 +58,37 @@ def test_a_move_killed_anywhere_is_completed_at_the_next_start(moved, earlier, m
     assert tree(earlier).keys() == {"mine.txt", *(f"earlier_1/{name}" for name in RUN)}
 
 
+def move_and_die(folder: Path, moved: int) -> int:
+    """Exit status of a process that kills itself before it moves one file more."""
+    child = os.fork()
+    if child == 0:
+        rename, names = Path.rename, []
+
+        def dying(path, target):
+            if len(names) == moved:
+                os.kill(os.getpid(), signal.SIGKILL)
+            names.append(path.name)
+            return rename(path, target)
+
+        Path.rename = dying
+        try:
+            set_aside(folder)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("kills", [[0], [3], [1, 1, 2, 0]])
+def test_a_move_killed_by_sigkill_once_or_often_is_completed_whole(kills, earlier):
+    whole = {name: content for name, content in tree(earlier).items() if name != "mine.txt"}
+    for moved in kills:
+        assert move_and_die(earlier, moved) == -signal.SIGKILL
+    complete_move(earlier)
+    assert tree(earlier) == {"mine.txt": b"mine.txt"} | {
+        f"earlier_1/{name}": content for name, content in whole.items()
+    }
+
+
 @pytest.mark.parametrize("name", ["../../x", "..", "", "/etc/passwd"])
 def test_a_forged_journal_moves_nothing(name, earlier):
     (earlier / ".moving_aside.json").write_text(json.dumps({"target": "earlier_1", "names": [name]}))

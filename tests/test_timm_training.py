@@ -1,20 +1,20 @@
 """RC²L on timm backbones: training, exact resume, export, two processes, at sizes that fit no patch."""
 
-import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, build_model
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rc2l.engine.config_file import load_config
 from rc2l.modeling import SegmentationOutput
 from rc2l.modeling.timm_backbone import TimmBackbone
+from tests.processes import join_group, run_processes
 from tests.shared_data import REPO
 from tests.test_train_net import datasets, datasets_folder, metrics, run, same_weights  # noqa: F401  two are fixtures
 from tests.tool_modules import load_tool
@@ -77,10 +77,8 @@ def test_export(trained, tmp_path):
     torch.testing.assert_close(scores.sum(0), torch.ones(45, 83))
 
 
-def work(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def work(rank: int, folder: Path) -> None:
+    join_group(rank, 2, folder)
     gradients = {}
     for name in NETWORKS:
         torch.manual_seed(0)
@@ -94,7 +92,7 @@ def work(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_share_every_gradient(tmp_path):
-    mp.spawn(work, (29763, str(tmp_path)), nprocs=2)
+    run_processes(work, 2, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
     for name in NETWORKS:
         assert all(torch.equal(a, b) and a.any() for a, b in zip(first[name], second[name], strict=True)), name

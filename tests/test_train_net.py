@@ -166,7 +166,7 @@ def test_fast_dev_run_from_the_command_line(tmp_path):
 
 def test_two_processes_under_torchrun_stay_together(tmp_path):
     done = command(
-        *("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29731", "train_net.py"),
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train_net.py"),
         *("--config-file", "configs/shapes/rc2l.yaml", "--num-gpus", "0", *TINY, "OUTPUT_DIR", str(tmp_path)),
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

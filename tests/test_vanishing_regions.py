@@ -66,7 +66,7 @@ def test_at_the_crops_resolution_a_speck_is_matched_by_what_it_looks_like_there(
     label_map[0, 2, 5] = 1
     regions = Regions.from_label_map(label_map, 2)
     masks = torch.full((1, 2, 2, 2), -9.0)
-    masks[0, 1, 0, 1] = 2.0  # over the speck
+    masks[0, 1, 0, 1] = -1.0  # over the speck, and unsure: most of these pixels are not its own
     matcher = HungarianMatcher()
     raised = matcher.cost(torch.zeros(1, 2, 3), masks, regions, at_regions=True)[0]
     sampled = matcher.cost(torch.zeros(1, 2, 3), masks, regions)[0]

@@ -94,7 +94,9 @@ def assert_same_features(model, net) -> None:
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     actual, expected = model.backbone(x), torchvision_features(net, x)
     for name in ("res2", "res3", "res4", "res5"):
-        torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=1e-4)
+        # Rounding goes with a map's largest values: a folded norm rounds otherwise than one after the convolution.
+        scale = max(expected[name].abs().max().item(), 1)
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=1e-4 * scale)
 
 
 @pytest.fixture
