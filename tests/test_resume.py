@@ -228,7 +228,7 @@ def test_a_fast_dev_run_replaces_the_last_one_and_nothing_else(tmp_path):
     folder = tmp_path / "fast_dev_run"
     assert not list(folder.glob("earlier_*"))
     assert torch.load(folder / "model_final.pth", weights_only=True)["trainer"]["seed"] == 2
-    run("shapes/supervised.yaml", tmp_path, "SEED", 3, options=("--fast-dev-run", "--resume"))
+    run("shapes/supervised.yaml", tmp_path, "SEED", 2, "TEST.MAX_IMAGES", 1, options=("--fast-dev-run", "--resume"))
     assert torch.load(folder / "model_final.pth", weights_only=True)["trainer"]["seed"] == 2
 
 

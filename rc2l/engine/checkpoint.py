@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ class RunCheckpointer(Checkpointer):
             raise ValueError(f"SOLVER.CHECKPOINTS_KEPT is {kept}: it must be 0 (keep all) or more")
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.kept = kept
+        #: Called with path and content before anything is loaded; raises ValueError where the run cannot go on.
+        self.examine: Callable[[Path, dict[str, Any]], None] | None = None
         #: Name of the file written last, without suffix.
         self.newest = ""
 
@@ -102,10 +105,13 @@ class RunCheckpointer(Checkpointer):
         missing = [key for key in ("model", *self.checkpointables) if key not in content]
         if missing:
             raise ValueError(f"{path} cannot be resumed from: it lacks {', '.join(missing)}")
+        if self.examine:
+            self.examine(path, content)
         try:
             self.model.load_state_dict(content["model"])
             for key, checkpointable in self.checkpointables.items():
-                checkpointable.load_state_dict(content[key])
+                if content[key] or key != "scaler":  # empty without fp16, which may begin here
+                    checkpointable.load_state_dict(content[key])
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             details = " ".join(str(error).split())
             raise ValueError(

@@ -30,6 +30,7 @@ from rc2l.engine.launch import (
 )
 from rc2l.engine.monitor import pseudo_label_metrics, write_metrics
 from rc2l.engine.optimizer import amp_dtype, build_optimizer, clip_gradients
+from rc2l.engine.resume import RunRecord, keep_schedule
 from rc2l.engine.signals import Agreement, StopHook, StopRequest
 from rc2l.evaluation import evaluate_networks
 from rc2l.modeling.projection import TrainingNetwork, build_projection
@@ -97,6 +98,8 @@ class SemiSupervisedTrainer(TrainerBase):
             trainer=self,
             **parts,
         )
+        self.record = RunRecord(cfg, split)
+        self.checkpointer.examine = lambda path, content: self.record.examine(path, content, self.optimizer)
         self.model = TrainingNetwork(self.student, self.projection) if self.projection else self.student
         if self.world_size > 1:
             device_ids = [self.device.index or torch.cuda.current_device()] if self.device.type == "cuda" else None
@@ -140,6 +143,7 @@ class SemiSupervisedTrainer(TrainerBase):
             "skipped_steps": self._guard.skipped_steps,
             "collapse": self._collapse.state_dict(),
             "history": self._history.state_dict(),
+            "record": self.record.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
