@@ -338,11 +338,11 @@ def test_a_run_in_the_folder_of_another_sets_its_files_aside(folder):
 
 def test_resume_by_another_method_is_refused(tmp_path):
     run("shapes/rc2l.yaml", tmp_path, "SOLVER.MAX_ITER", 1)
-    with pytest.raises(ValueError, match=r"model_final\.pth cannot be resumed from: it lacks projection"):
+    with pytest.raises(ValueError, match=r"RECO\.ENABLED is True, but .*/model_final\.pth was trained with False"):
         run("shapes/rc2l-reco.yaml", tmp_path, options=("--resume",))
     shutil.rmtree(tmp_path)
     run("shapes/rc2l-reco.yaml", tmp_path, "SOLVER.MAX_ITER", 1)
-    with pytest.raises(ValueError, match=r"model_final\.pth does not fit the model and solver"):
+    with pytest.raises(ValueError, match=r"RECO\.ENABLED is False, but .*/model_final\.pth was trained with True"):
         run("shapes/rc2l.yaml", tmp_path, options=("--resume",))
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from tests.custom_data import write_folder
-from tests.test_train_net import REPO, datasets, datasets_folder, run  # noqa: F401  two are fixtures
+from tests.test_train_net import datasets, datasets_folder, run  # noqa: F401  two are fixtures
 
 SHORT = ["TEST.MAX_IMAGES", 1, "SOLVER.WARMUP_ITERS", 2]
 
@@ -74,7 +74,7 @@ REFUSED = {
     "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": (8, "8.*16"),
     "MODEL.RESNETS.DEPTH": (34, "34.*18"),
     "SOLVER.BACKBONE_MULTIPLIER": (0.5, "0.5.*1.0"),
-    "SOLVER.MAX_ITER": (3, "4 iterations behind it"),
+    "SOLVER.MAX_ITER": (3, "3.* 4 iterations behind it"),
 }
 
 
@@ -101,10 +101,10 @@ def test_nothing_is_said_of_an_unchanged_run_or_an_older_checkpoint(trained, tmp
 def grown_run(root: Path, *options: str, **description: object) -> Path:
     keys = {"name": "grown", "classes": ["a", "b", "c"], "images": "images", "labels": "labels", "val_fraction": 0.25}
     (root / "grown.yaml").write_text(yaml.safe_dump(keys | description))
-    datasets = ["DATASETS.CUSTOM", str(root / "grown.yaml"), "DATASETS.TRAIN", "('grown_sem_seg_train',)"]
-    datasets += ["DATASETS.TEST", "('grown_sem_seg_val',)", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3]
-    datasets += ["DATASETS.SPLIT.SAMPLING", "random", "INPUT.CROP.SIZE", "[32,32]", "SOLVER.CHECKPOINT_PERIOD", 100]
-    run("shapes/consistency.yaml", root / "out", *datasets, "SOLVER.MAX_ITER", 2, options=options)
+    data = ["DATASETS.CUSTOM", str(root / "grown.yaml"), "DATASETS.TRAIN", "('grown_sem_seg_train',)"]
+    data += ["DATASETS.TEST", "('grown_sem_seg_val',)", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3]
+    data += ["DATASETS.SPLIT.SAMPLING", "random", "INPUT.CROP.SIZE", "[32,32]", "SOLVER.CHECKPOINT_PERIOD", 100]
+    run("shapes/consistency.yaml", root / "out", *data, "SOLVER.MAX_ITER", 2, options=options)
     return root / "out"
 
 
@@ -125,7 +125,7 @@ def test_a_grown_dataset(tmp_path):
     torch.save(content | {"trainer": state | {"best": 200.0}}, out / "model_final.pth")
     grown_run(tmp_path, "--resume")
     (line,) = said(out)
-    assert re.search(r"hash \w{12} then, \w{12} now; labelled 2 -> 2 .*validation 3 -> 4 \(\+1 -0\)", line)
+    assert re.search(r"hash \w{12} then, \w{12} now; labelled 2 -> 2.*validation 3 -> 4 \(\+1 -0\)", line)
     assert line.endswith("is forgotten")
     (tmp_path / "out/log.txt").unlink()
     with pytest.raises(

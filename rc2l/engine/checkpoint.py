@@ -102,11 +102,11 @@ class RunCheckpointer(Checkpointer):
         return True
 
     def _load(self, path: Path, content: dict[str, Any]) -> None:
+        if self.examine:
+            self.examine(path, content)
         missing = [key for key in ("model", *self.checkpointables) if key not in content]
         if missing:
             raise ValueError(f"{path} cannot be resumed from: it lacks {', '.join(missing)}")
-        if self.examine:
-            self.examine(path, content)
         try:
             self.model.load_state_dict(content["model"])
             for key, checkpointable in self.checkpointables.items():

@@ -26,16 +26,18 @@ _FIXED = (
     *("SEED", "SEMI.METHOD", "SOLVER.OPTIMIZER", "INPUT.FORMAT", "MODEL.*", "S4GAN.DISCRIMINATOR_WIDTH"),
     *("RECO.ENABLED", "RECO.DIM", "RECO.MEMORY_PER_CLASS", "DGCL.ENABLED", "DGCL.DIM", "DGCL.MEMORY_PER_CLASS"),
 )
-#: Keys of MODEL that are no part of the architecture.
+#: Keys of MODEL that are no part of the architecture: where it starts and runs, losses, dropout, inference.
 _FREE = (
     *("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.SEM_SEG_HEAD.LOSS_*", "MODEL.MASK_FORMER.*_WEIGHT"),
-    *("MODEL.MASK_FORMER.DROPOUT", "MODEL.MASK_FORMER.TEST.*"),
+    *("MODEL.MASK_FORMER.MASK_LOSS_ON", "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "MODEL.MASK_FORMER.*_RATIO"),
+    *("MODEL.MASK_FORMER.DROPOUT", "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT", "MODEL.TIMM.DROP_PATH", "MODEL.SWIN.*DROP*_RATE"),
+    *("MODEL.TIMM.PRETRAINED", "MODEL.TIMM.CHECKPOINTING", "MODEL.SWIN.USE_CHECKPOINT", "MODEL.MASK_FORMER.TEST.*"),
 )
 #: Keys that change no result.
 _WITHOUT_EFFECT = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS")
 #: Which of them differ says how parameters are grouped in the optimizer.
 _GROUPING = (
-    *("SOLVER.BACKBONE_MULTIPLIER", "SOLVER.BASE_LR"),
+    *("SOLVER.BACKBONE_MULTIPLIER", "SOLVER.BACKBONE_LAYER_DECAY", "SOLVER.BASE_LR"),
     *("SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_EMBED"),
 )
 
@@ -90,17 +92,19 @@ class RunRecord:
         Raises:
             ValueError: the run cannot be continued so.
         """
-        state = content["trainer"]
+        state, saved = content.get("trainer"), content.get("optimizer")
+        if not (state and saved and "iteration" in state):
+            return  # not a run's: loading it says what it lacks
         done, max_iter = state["iteration"] + 1, self._cfg.SOLVER.MAX_ITER
         if done > max_iter:
             raise ValueError(
-                f"--resume: SOLVER.MAX_ITER is {max_iter}, but {path} has {done} iterations behind it: set it to {done} "
-                "or more, or start a new run with another OUTPUT_DIR"
+                f"--resume: SOLVER.MAX_ITER is {max_iter}, but {path} has {done} iterations behind it: set it to "
+                f"{done} or more, or start a new run with another OUTPUT_DIR"
             )
         record = state.get("record")
         if record is None:
             return
-        self._examine_config(path, record["config"], content["optimizer"], optimizer)
+        self._examine_config(path, record["config"], saved, optimizer)
         self._examine_data(path, record, state)
 
     def _examine_config(self, path: object, before: dict, saved: dict, optimizer: torch.optim.Optimizer) -> None:
@@ -114,7 +118,8 @@ class RunRecord:
             fixed += [key for key in changed if key in _GROUPING]
         if fixed:
             key, (old, new) = fixed[0], changed[fixed[0]]
-            more = f" (likewise {', '.join(fixed[1:])})" if fixed[1:] else ""
+            others = ", ".join(f"{other} {changed[other][0]!r} -> {changed[other][1]!r}" for other in fixed[1:])
+            more = f" (likewise {others})" if others else ""
             raise ValueError(
                 f"--resume: {key} is {new!r}, but {path} was trained with {old!r}, and its state depends on it{more}: "
                 f"set it back, or start a new run with another OUTPUT_DIR and MODEL.WEIGHTS {path}"

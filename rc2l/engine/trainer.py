@@ -162,9 +162,12 @@ class SemiSupervisedTrainer(TrainerBase):
             )
 
     def resume(self) -> bool:
-        """Continue from the newest checkpoint in OUTPUT_DIR; False if there is none."""
+        """Continue from the newest checkpoint in OUTPUT_DIR, by the schedule of this config; False if there is none."""
+        restore_schedule = keep_schedule(self.optimizer, self.scheduler)
         found = self.checkpointer.resume()
-        if not found:
+        if found:
+            restore_schedule(self.start_iter)
+        else:
             logger.warning(f"--resume: no checkpoint in {self.cfg.OUTPUT_DIR}, starting from iteration 0")
         self.evaluation.forget_best_without_file(Path(self.cfg.OUTPUT_DIR))
         return found
