@@ -183,7 +183,8 @@ def add_semi_config(cfg: CfgNode) -> None:
     cfg.INPUT.STRONG.BLUR_SIGMA = [0.1, 2.0]
 
     cfg.SEMI = CfgNode()
-    # supervised | consistency (RC2L table 3, row 1) | rc2l | self_training (CutOut, CutMix, ClassMix) | s4gan
+    # supervised | consistency (RC2L table 3, row 1) | rc2l | self_training (CutOut, CutMix, ClassMix) | s4gan |
+    # fixmatch | unimatch, or one that a module of --import registers.
     cfg.SEMI.METHOD = "rc2l"
     # alpha of RC2L eq. 3: weight of the whole unsupervised loss; 2 on VOC Train, 1 on VOC Aug (table 4).
     cfg.SEMI.UNSUPERVISED_WEIGHT = 1.0
@@ -209,6 +210,8 @@ def add_semi_config(cfg: CfgNode) -> None:
     # cutmix | classmix | cutout | none. The first two paste from the next unlabelled image of the step (over all
     # processes; the first after the last), so they need SOLVER.IMS_PER_BATCH_UNLABELED of 2 or more.
     cfg.SEMI.MIXING.NAME = "cutmix"
+    # Probability that an image gets a box of cutmix or cutout, in [0, 1]; UniMatch: 0.5.
+    cfg.SEMI.MIXING.PROB = 1.0
     # Range of the share of the image that the pasted box covers, in (0, 1].
     cfg.SEMI.MIXING.AREA = [0.2, 0.5]
     # Range of the box's height/width ratio relative to the image's.
@@ -240,7 +243,7 @@ declare(
 declare(
     "SEMI",
     {
-        "METHOD": one_of("supervised", "consistency", "rc2l", "self_training", "s4gan"),
+        "METHOD": text(empty=False),
         "UNSUPERVISED_WEIGHT": number(at_least=0),
         "BURN_IN": integer(at_least=0, at_most=MOST_STEPS),
         "DEEP_SUPERVISION": flag(),
@@ -250,6 +253,7 @@ declare(
         "PSEUDO_LABEL.MIN_CONFIDENCE": _share,
         "PSEUDO_LABEL.MIN_AREA": integer(at_least=0, at_most=MOST_THINGS),
         "MIXING.NAME": one_of("cutmix", "classmix", "cutout", "none"),
+        "MIXING.PROB": _share,
         "MIXING.AREA": smallest_largest(number(above=0, at_most=1)),
         "MIXING.ASPECT_RATIO": smallest_largest(number(above=0)),
         "MIXING.BOX": one_of("free", "half"),
@@ -273,234 +277,6 @@ def declare_colors(node: str) -> None:
 
 
 declare_colors("INPUT.STRONG")
-
-
-@config_node
-def add_consistency_config(cfg: CfgNode) -> None:
-    """Add the keys of matched-mask consistency."""
-    cfg.CONSISTENCY = CfgNode()
-    # Matched-mask consistency: weights of focal and dice between matched student masks and pseudo masks.
-    cfg.CONSISTENCY.FOCAL_WEIGHT = 20.0
-    cfg.CONSISTENCY.DICE_WEIGHT = 1.0
-
-
-declare("CONSISTENCY", {"FOCAL_WEIGHT": number(at_least=0), "DICE_WEIGHT": number(at_least=0)})
-
-
-@config_node
-def add_rc2l_losses_config(cfg: CfgNode) -> None:
-    """Add the keys of region contrast and consistency."""
-    cfg.RC2L = CfgNode()
-    # beta_1 (RCC, eq. 9), beta_2 (SMC, eq. 10: on its focal part, its dice part has a key of its own), beta_3 (RMC,
-    # eq. 5) and beta_4 (RFC, eq. 8) of RC2L eq. 2; 0 leaves a term out, which gives the rows of table 3.
-    cfg.RC2L.RCC_WEIGHT = 1.0
-    cfg.RC2L.SMC_FOCAL_WEIGHT = 20.0
-    cfg.RC2L.SMC_DICE_WEIGHT = 1.0
-    cfg.RC2L.RMC_WEIGHT = 4.0
-    cfg.RC2L.RFC_WEIGHT = 4.0
-    # Weight of the `consistency` method's loss inside rc2l; eq. 2 has no such term, so 0.
-    cfg.RC2L.CONSISTENCY_WEIGHT = 0.0
-    # tau_m of eq. 5 and tau_f of eq. 8, above 0; the paper does not give them.
-    cfg.RC2L.RMC_TEMPERATURE = 0.1
-    cfg.RC2L.RFC_TEMPERATURE = 0.1
-    # Count the positive pair in the denominators of eq. 5 and 8 (InfoNCE), which keeps both losses above 0. As printed
-    # it is left out.
-    cfg.RC2L.POSITIVE_IN_DENOMINATOR = False
-    # Stop the gradient at the target region features r^t of eq. 7.
-    cfg.RC2L.DETACH_TARGET = True
-    # Union of eq. 10: sum (sum_q p_q(c) m_q, at most 1) | max (max_q p_q(c) m_q) | noisy_or (1 - prod_q (1 - p_q(c)
-    # m_q)) | hard (sum, at most 1, of the masks whose most probable class, "no object" left out, is c). Where a sum
-    # exceeds 1, only a gradient that lowers it passes.
-    cfg.RC2L.UNION = "sum"
-
-
-declare(
-    "RC2L",
-    {
-        "RCC_WEIGHT": number(at_least=0),
-        "SMC_FOCAL_WEIGHT": number(at_least=0),
-        "SMC_DICE_WEIGHT": number(at_least=0),
-        "RMC_WEIGHT": number(at_least=0),
-        "RFC_WEIGHT": number(at_least=0),
-        "CONSISTENCY_WEIGHT": number(at_least=0),
-        "RMC_TEMPERATURE": number(above=0),
-        "RFC_TEMPERATURE": number(above=0),
-        "POSITIVE_IN_DENOMINATOR": flag(),
-        "DETACH_TARGET": flag(),
-        "UNION": one_of("sum", "max", "noisy_or", "hard"),
-    },
-)
-
-
-@config_node
-def add_self_training_config(cfg: CfgNode) -> None:
-    """Add the keys of self-training."""
-    cfg.SELF_TRAINING = CfgNode()
-    # delta_s of ReCo eq. 5, in [0, 1]: the loss of an image is weighted by the share of its pixels at least so
-    # confident.
-    cfg.SELF_TRAINING.CONFIDENCE_THRESHOLD = 0.97
-    # Share of the pseudo-labeled pixels of a process and step, in [0, 1], that are trained on, those of the lowest
-    # entropy of the teacher: at the first and at the last iteration, linear between. DGCL: [0.8, 1.0].
-    cfg.SELF_TRAINING.KEPT_SHARE = [1.0, 1.0]
-
-
-declare("SELF_TRAINING", {"CONFIDENCE_THRESHOLD": _share, "KEPT_SHARE": exactly(_share, _share)})
-
-
-@config_node
-def add_s4gan_config(cfg: CfgNode) -> None:
-    """Add the keys of S4GAN."""
-    cfg.S4GAN = CfgNode()
-    # Weights of feature matching and of self-training on predictions that the discriminator trusts (S4GAN: 0.1, 1).
-    cfg.S4GAN.FEATURE_MATCHING_WEIGHT = 0.1
-    cfg.S4GAN.SELF_TRAINING_WEIGHT = 1.0
-    # gamma of S4GAN, in [0, 1]: discriminator score from which a prediction is trained on.
-    cfg.S4GAN.SCORE_THRESHOLD = 0.6
-    # Base learning rate of the discriminator (Adam); it follows the student's schedule.
-    cfg.S4GAN.DISCRIMINATOR_LR = 0.0001
-    # Channels of the discriminator's first convolution; the fourth has eight times as many.
-    cfg.S4GAN.DISCRIMINATOR_WIDTH = 64
-
-
-declare(
-    "S4GAN",
-    {
-        "FEATURE_MATCHING_WEIGHT": number(at_least=0),
-        "SELF_TRAINING_WEIGHT": number(at_least=0),
-        "SCORE_THRESHOLD": number(at_least=0, at_most=1),
-        "DISCRIMINATOR_LR": number(at_least=0),
-        "DISCRIMINATOR_WIDTH": integer(at_least=1, at_most=MOST_CHANNELS),
-    },
-)
-
-
-@config_node
-def add_reco_config(cfg: CfgNode) -> None:
-    """Add the keys of ReCo."""
-    cfg.RECO = CfgNode()
-    # Add the ReCo loss on a projection head, which exists in training only, to the method that SEMI.METHOD names.
-    cfg.RECO.ENABLED = False
-    # Weight of the ReCo loss; 1 in ReCo eq. 5.
-    cfg.RECO.WEIGHT = 1.0
-    # m, the channels of the representation; ReCo appendix A.
-    cfg.RECO.DIM = 256
-    # Queries and negative keys for each class of a mini-batch of a process; appendix A.
-    cfg.RECO.NUM_QUERIES = 256
-    cfg.RECO.NUM_KEYS = 512
-    # tau of eq. 1, above 0; appendix A.
-    cfg.RECO.TEMPERATURE = 0.5
-    # Divides class similarities before the softmax that says where keys come from. 1.0 is the paper as printed, 0.5
-    # (its tau) the authors' code.
-    cfg.RECO.RELATION_TEMPERATURE = 0.5
-    # delta_s of eq. 4, in [0, 1]: hard pixels, the queries, have a lower probability of their own class.
-    cfg.RECO.HARD_THRESHOLD = 0.97
-    # delta_w of section 3.3, in [0, 1]: pseudo-labelled pixels are used where the teacher is more confident.
-    cfg.RECO.PSEUDO_THRESHOLD = 0.7
-    # active (hard pixels) | random | easy; Fig. 7e.
-    cfg.RECO.QUERIES = "active"
-    # active (by class similarity) | random; Fig. 7e.
-    cfg.RECO.KEYS = "active"
-    # class: one key set for all queries of a class (eq. 1) | query: one for each query, as the authors' code; the
-    # expected loss is the same, with less variance at several times the cost.
-    cfg.RECO.KEY_SETS = "class"
-    # Entries of each class in a feature bank that class means, relation graph and keys come from instead of the
-    # mini-batch (appendix B), in every process and every checkpoint, 4 RECO.DIM bytes each; 0: no bank, as the paper's
-    # method.
-    cfg.RECO.MEMORY_PER_CLASS = 0
-    # Pixels of each class that a process adds to the bank after a step, at most; drawn evenly where there are more.
-    cfg.RECO.ADDED_PER_CLASS = 128
-
-
-declare(
-    "RECO",
-    {
-        "ENABLED": flag(),
-        "WEIGHT": number(at_least=0),
-        "DIM": integer(at_least=1, at_most=MOST_CHANNELS),
-        "NUM_QUERIES": integer(at_least=1, at_most=MOST_THINGS),
-        "NUM_KEYS": integer(at_least=1, at_most=MOST_THINGS),
-        "TEMPERATURE": number(above=0),
-        "RELATION_TEMPERATURE": number(above=0),
-        "HARD_THRESHOLD": number(at_least=0, at_most=1),
-        "PSEUDO_THRESHOLD": number(at_least=0, at_most=1),
-        "QUERIES": one_of("active", "random", "easy"),
-        "KEYS": one_of("active", "random"),
-        "KEY_SETS": one_of("class", "query"),
-        "MEMORY_PER_CLASS": integer(at_least=0, at_most=MOST_THINGS),
-        "ADDED_PER_CLASS": integer(at_least=1, at_most=MOST_THINGS),
-    },
-)
-
-
-@config_node
-def add_dgcl_config(cfg: CfgNode) -> None:
-    """Add the keys of DGCL, density-guided contrast."""
-    cfg.DGCL = CfgNode()
-    # Add the DGCL loss on a projection head of its own, which exists in training only, to the method that SEMI.METHOD
-    # names; RECO may be ENABLED too.
-    cfg.DGCL.ENABLED = False
-    # Weight of the DGCL loss; the poster prints none.
-    cfg.DGCL.WEIGHT = 1.0
-    # Channels of the projections; the poster prints none, ReCo has as many.
-    cfg.DGCL.DIM = 256
-    # tau, above 0, which divides similarities; the authors' code.
-    cfg.DGCL.TEMPERATURE = 0.5
-    # k_low and k_high of the authors' training script: anchors of each class in a step of a process, and pixels of the
-    # batch (and again entries of the memory) whose mean is the positive.
-    cfg.DGCL.NUM_ANCHORS = 200
-    cfg.DGCL.NUM_POSITIVES = 50
-    # Pixels of other classes that the anchors of a class are contrasted with, at most; the authors' code.
-    cfg.DGCL.NUM_NEGATIVES = 512
-    # Numbers of nearest neighbors in the memory over which density is averaged; the poster's "multi-scale KNN", values
-    # of the authors' code. A class takes part once its memory holds as many entries as the largest.
-    cfg.DGCL.NEIGHBORS = [8, 16, 32]
-    # Class ids without anchors and memory; their pixels are negatives all the same. The authors' code: background, [0]
-    # on VOC. Cityscapes has none.
-    cfg.DGCL.SKIP_CLASSES = []
-    # low_density | random | low_confidence; which pixels are anchors (ablation of the poster).
-    cfg.DGCL.ANCHORS = "low_density"
-    # high_density | average (drawn evenly) | high_confidence; what the positive is the mean of (ablation of the
-    # poster).
-    cfg.DGCL.POSITIVES = "high_density"
-    # Share of the pseudo-labeled pixels of a process and step, in [0, 1], that are left out, those of the highest
-    # entropy of the teacher: at the first and at the last iteration, linear between.
-    cfg.DGCL.DROPPED_SHARE = [0.8, 0.1]
-    # Pixels of a process and step that are looked at, drawn evenly where there are more. It bounds the cost.
-    cfg.DGCL.MAX_PIXELS = 16384
-    # Entries of each class in the memory bank, which is in every process and in every checkpoint: with 256 + 256
-    # channels 2 KiB each. At least the largest of NEIGHBORS.
-    cfg.DGCL.MEMORY_PER_CLASS = 5000
-    # Pixels of each class that a process adds to the memory in a step, at most; drawn evenly where there are more.
-    cfg.DGCL.ADDED_PER_CLASS = 128
-    # Pseudo-labeled pixels enter the memory where the teacher's confidence, in [0, 1], is above this.
-    cfg.DGCL.MEMORY_CONFIDENCE = 0.7
-    # Entries of each class whose density is measured anew in a step, those first whose density is not known or oldest;
-    # 0: never, as in the authors' code.
-    cfg.DGCL.REFRESHED_PER_CLASS = 64
-
-
-declare(
-    "DGCL",
-    {
-        "ENABLED": flag(),
-        "WEIGHT": number(at_least=0),
-        "DIM": integer(at_least=1, at_most=MOST_CHANNELS),
-        "TEMPERATURE": number(above=0),
-        "NUM_ANCHORS": integer(at_least=1, at_most=MOST_THINGS),
-        "NUM_POSITIVES": integer(at_least=1, at_most=MOST_THINGS),
-        "NUM_NEGATIVES": integer(at_least=1, at_most=MOST_THINGS),
-        "NEIGHBORS": several(integer(at_least=1, at_most=MOST_THINGS), at_least=1),
-        "SKIP_CLASSES": several(integer(at_least=0, at_most=254)),
-        "ANCHORS": one_of("low_density", "random", "low_confidence"),
-        "POSITIVES": one_of("high_density", "average", "high_confidence"),
-        "DROPPED_SHARE": exactly(_share, _share),
-        "MAX_PIXELS": integer(at_least=1, at_most=MOST_THINGS),
-        "MEMORY_PER_CLASS": integer(at_least=1, at_most=MOST_THINGS),
-        "ADDED_PER_CLASS": integer(at_least=1, at_most=MOST_THINGS),
-        "MEMORY_CONFIDENCE": _share,
-        "REFRESHED_PER_CLASS": integer(at_least=0, at_most=MOST_THINGS),
-    },
-)
 
 
 @config_node
@@ -669,6 +445,8 @@ def add_rc2l_config(cfg: CfgNode) -> None:
     """Add all keys of the project, and of modules imported so far, to a detectron2 config, in place."""
     add_deeplab_config(cfg)
     # DeepLab's default stem and multi-grid are not MaskFormer's: detectron2's ResNet ignores them, so no key is lost.
+    import rc2l.semi.objectives  # noqa: F401  their nodes; here, as they import this far
+
     add_config_nodes(cfg)
 
 

@@ -16,7 +16,7 @@ from rc2l.data.datasets.voc import palette
 from rc2l.data.errors import DatasetError
 from rc2l.data.reading import read_image, read_image_size, read_label
 from rc2l.engine.config_file import load_config
-from rc2l.semi.methods import Method
+from rc2l.semi.method import method_of
 from tests.mini_datasets import build_mini_camvid, build_mini_cityscapes, build_mini_voc, paint_label, save_gray_png
 from tests.shared_data import REPO, shared_file
 
@@ -236,7 +236,7 @@ def test_images_are_turned_upright(tmp_path, suffix):
 def test_config_loads(path):
     cfg = load_config(str(path), [])
     assert cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupPolyLR"
-    Method(cfg)  # knows the method, and that it fits the model
+    method_of(cfg)  # knows the method, and that it fits the model
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELED, *cfg.DATASETS.TEST]
     assert names and set(names) <= set(known_datasets())
     assert all(len(MetadataCatalog.get(name).stuff_classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES for name in names)

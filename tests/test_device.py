@@ -21,9 +21,11 @@ from rc2l.engine.config_file import load_config
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from rc2l.modeling import matcher
 from rc2l.semi import teacher
+from rc2l.semi.method import method_of
 from tests.shared_data import REPO
 from tests.test_train_net import TINY, datasets, datasets_folder  # noqa: F401  fixtures
 
+#: Name -> overrides; the config of shapes is the name up to a comma.
 METHODS = {
     "supervised": [],
     "consistency": ["SEMI.DEEP_SUPERVISION", True],
@@ -34,6 +36,9 @@ METHODS = {
     "s4gan_deeplab": [],
     "rc2l-dgcl": [],
     "cutmix-dgcl_deeplab": ["RECO.ENABLED", True, "RECO.MEMORY_PER_CLASS", 100, "SELF_TRAINING.KEPT_SHARE", [0.8, 1.0]],
+    "rc2l, fixmatch": ["SEMI.METHOD", "fixmatch"],
+    "cutmix_deeplab, unimatch": ["SEMI.METHOD", "unimatch"],
+    "cutmix_deeplab, unimatch 2": ["SEMI.METHOD", "unimatch", "UNIMATCH.VERSION", 2],
 }
 
 
@@ -72,11 +77,13 @@ def fake_cuda(monkeypatch):
 
 def fake_trainer(monkeypatch, method: str, overrides: list) -> tuple[SemiSupervisedTrainer, object]:
     """A trainer on "cuda" and a batch on the CPU; within FakeTensorMode."""
-    cfg = load_config(str(REPO / f"configs/shapes/{method}.yaml"), [*TINY, "SEMI.BURN_IN", "0", *map(str, overrides)])
+    cfg = load_config(
+        str(REPO / f"configs/shapes/{method.split(',')[0]}.yaml"), [*TINY, "SEMI.BURN_IN", "0", *map(str, overrides)]
+    )
     cfg.MODEL.DEVICE = "cuda"
     split = build_split(cfg)
     with torch._subclasses.fake_tensor.unset_fake_temporarily():
-        batch = next(iter(build_train_loader(cfg, split, 0, seed=0)))
+        batch = next(iter(build_train_loader(cfg, split, 0, seed=0, needs=method_of(cfg).needs)))
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     tensors = {
         name: torch.empty(value.shape, dtype=value.dtype)

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,14 @@ import train_net
 from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.engine.config_file import load_config
 from rc2l.engine.run import argument_parser
-from rc2l.modeling.outputs import SegmentationOutput
-from rc2l.modeling.projection import ProjectionHeads, TrainingNetwork, build_projection
-from rc2l.semi.memory_bank import MemoryBank, build_memory_bank
-from rc2l.semi.methods import Method
+from rc2l.modeling.training_network import ProjectionHeads, TrainingNetwork
+from rc2l.semi.method import method_of
+from rc2l.semi.objectives.dgcl import DensityGuidedContrast
 from rc2l.semi.pseudo_label import most_certain, pseudo_labels
-from rc2l.semi.strong_views import StrongViews
+from rc2l.semi.step import Step
+from rc2l.structures.outputs import SegmentationOutput
 from tests.shared_data import REPO
+from tests.steps import learner_of, objective_of, step_of, view_of
 
 TINY = """MODEL.SEM_SEG_HEAD.CONVS_DIM 32 MODEL.SEM_SEG_HEAD.ASPP_CHANNELS 32 MODEL.SEM_SEG_HEAD.MASK_DIM 32
 MODEL.MASK_FORMER.HIDDEN_DIM 32 MODEL.MASK_FORMER.DIM_FEEDFORWARD 32 MODEL.MASK_FORMER.DEC_LAYERS 2 RECO.DIM 16
@@ -41,9 +44,10 @@ def outputs(seed: int = 0) -> SegmentationOutput:
     return SegmentationOutput(None, None, features, pixel_logits=logits, representations=representations)
 
 
-def method_of(*overrides) -> Method:
-    cfg = config("cutmix-dgcl_deeplab", "DGCL.SKIP_CLASSES", "[]", *overrides)
-    return Method(cfg, MemoryBank(9, 40, 32, 16, (2, 4), 4))
+def dgcl_of(*overrides) -> tuple[DensityGuidedContrast, Callable[..., Step]]:
+    """DGCL, and a function that makes its steps."""
+    learner = learner_of(config("cutmix-dgcl_deeplab", "DGCL.SKIP_CLASSES", "[]", *overrides))
+    return objective_of(learner, "dgcl"), partial(step_of, learner)
 
 
 @pytest.mark.parametrize(("folder", "images"), [("voc_aug", 10582), ("cityscapes", 2975)])
@@ -59,66 +63,69 @@ def test_configs_have_the_splits_of_the_poster(folder, images):
         assert cfg.DGCL.ENABLED and list(cfg.DGCL.SKIP_CLASSES) == ([0] if folder == "voc_aug" else [])
         assert (cfg.DGCL.TEMPERATURE, list(cfg.DGCL.NEIGHBORS)) == (0.5, [8, 16, 32])
         assert (list(cfg.DGCL.DROPPED_SHARE), list(cfg.SELF_TRAINING.KEPT_SHARE)) == ([0.8, 0.1], [0.8, 1.0])
-        assert Method(cfg).needs_entropy
+        assert method_of(cfg).needs.entropy
 
 
 @pytest.mark.parametrize(("progress", "kept"), [(0.0, 7), (0.5, 18), (1.0, 29)])
 def test_the_most_uncertain_pseudo_labels_are_left_out(progress, kept):
     """80 % of them at the beginning, 10 % at the end; labelled pixels are all used."""
-    method = method_of()
+    dgcl, step_with = dgcl_of()
     targets, pseudo_targets = torch.zeros(2, H, W, dtype=torch.uint8), torch.ones(2, H, W, dtype=torch.uint8)
     entropy = torch.rand(2, H, W)
-    method.dgcl.losses(
-        outputs(0), targets, outputs(1), StrongViews(None, pseudo_targets, torch.ones(2, H, W), entropy), progress
-    )
-    method.remember(lambda tensor: tensor[None])
-    assert method.dgcl._used == 32 + kept
-    assert method.dgcl.memory_bank.count[:3].tolist() == [32, kept, 0]
-    stored = method.dgcl.memory_bank.projections[1, :kept]
+    view = view_of(pseudo_targets, entropy=entropy)
+    step = step_with(outputs(0), targets, outputs(1), view, progress=progress)
+    dgcl.losses(step)
+    dgcl.after_step(step)
+    assert dgcl._used == 32 + kept
+    assert dgcl.memory.count[:3].tolist() == [32, kept, 0]
+    stored = dgcl.memory.projections[1, :kept]
     pixels = outputs(1).representations["dgcl"].permute(0, 2, 3, 1).flatten(0, 2)
     certain = pixels[entropy[:, ::2, ::2].flatten().argsort()[:kept].sort().values]
     assert torch.equal(stored, certain)
 
 
 def test_only_labelled_and_confident_pixels_enter_the_memory():
-    method = method_of("DGCL.MEMORY_CONFIDENCE", 0.7, "DGCL.DROPPED_SHARE", "[0.0,0.0]")
+    dgcl, step_with = dgcl_of("DGCL.MEMORY_CONFIDENCE", 0.7, "DGCL.DROPPED_SHARE", "[0.0,0.0]")
     targets, pseudo_targets = torch.zeros(2, H, W, dtype=torch.uint8), torch.ones(2, H, W, dtype=torch.uint8)
     targets[:, :4], pseudo_targets[:, :4] = 255, 255
     confidence = torch.full((2, H, W), 0.7)
     confidence[:, 6:] = 0.71
-    views = StrongViews(None, pseudo_targets, confidence, torch.zeros(2, H, W))
-    method.dgcl.losses(outputs(0), targets, outputs(1), views, 0.0)
-    method.remember(lambda tensor: tensor[None])
-    assert method.dgcl._used == 32 and method.dgcl.memory_bank.count[:3].tolist() == [16, 8, 0]
+    view = view_of(pseudo_targets, confidence, torch.zeros(2, H, W))
+    step = step_with(outputs(0), targets, outputs(1), view, progress=0.0)
+    dgcl.losses(step)
+    dgcl.after_step(step)
+    assert dgcl._used == 32 and dgcl.memory.count[:3].tolist() == [16, 8, 0]
 
 
 def test_at_most_so_many_pixels_are_looked_at_and_unused_ones_last():
-    method = method_of("DGCL.MAX_PIXELS", 10)
+    dgcl, step_with = dgcl_of("DGCL.MAX_PIXELS", 10)
     targets = torch.full((2, H, W), 255, dtype=torch.uint8)
     targets[0, :2] = 4  # 4 pixels of the features
-    method.dgcl.losses(outputs(), targets, None, None, 0.0)
-    assert method.dgcl._used == 4 and len(method.dgcl.last.density) == 10
+    dgcl.losses(step_with(outputs(), targets))
+    assert dgcl._used == 4 and len(dgcl.last.density) == 10
     targets[:] = 4
-    method.dgcl.losses(outputs(), targets, None, None, 0.0)
-    assert method.dgcl._used == 10
+    dgcl.losses(step_with(outputs(), targets))
+    assert dgcl._used == 10
 
 
 def test_loss_begins_with_the_memory_and_does_not_touch_features_or_bank():
-    method, output = method_of(), outputs()
+    (dgcl, step_with), output = dgcl_of(), outputs()
     output.pixel_features.requires_grad_()
     targets = torch.randint(0, 3, (2, H, W), dtype=torch.uint8)
-    losses = method.dgcl.losses(output, targets, None, None, 0.0)
+    step = step_with(output, targets)
+    losses = dgcl.losses(step)
     losses["loss_dgcl"].backward()
-    assert losses["loss_dgcl"] == 0 and method.dgcl.memory_bank.count.sum() == 0
-    method.remember(lambda tensor: tensor[None])
-    before = {name: buffer.clone() for name, buffer in method.dgcl.memory_bank.named_buffers()}
-    losses = method.dgcl.losses(output, targets, None, None, 0.0)
+    assert losses["loss_dgcl"] == 0 and dgcl.memory.count.sum() == 0
+    dgcl.after_step(step)
+    before = {name: buffer.clone() for name, buffer in dgcl.memory.named_buffers()}
+    step = step_with(output, targets)
+    losses = dgcl.losses(step)
     losses["loss_dgcl"].backward()
     assert losses["loss_dgcl"] > 0 and output.pixel_features.grad is None
     assert output.representations["dgcl"].grad.abs().sum() > 0
-    for name, buffer in method.dgcl.memory_bank.named_buffers():
+    for name, buffer in dgcl.memory.named_buffers():
         assert torch.equal(buffer, before[name]), name
-    watched = method.dgcl.watched([f"class {k}" for k in range(9)])
+    watched = dgcl.metrics()
     assert watched["dgcl/classes_active"] == 3 and watched["dgcl/memory_entries"] == 32
     assert watched["dgcl/positive_density"] > watched["dgcl/anchor_density"]
 
@@ -141,22 +148,21 @@ def test_self_training_keeps_the_most_certain_pixels():
     output, targets = outputs(), torch.randint(0, 9, (2, H, W), dtype=torch.uint8)
     targets[0, 0] = 255
     entropy, confidence = torch.rand(2, H, W), torch.ones(2, H, W)
-    method = Method(config("cutmix_deeplab", "SELF_TRAINING.KEPT_SHARE", "[0.8,1.0]"))
+    cfg = config("cutmix_deeplab", "SELF_TRAINING.KEPT_SHARE", "[0.8,1.0]")
+    learner = learner_of(cfg)
 
     def loss(progress: float, targets: torch.Tensor = targets) -> torch.Tensor:
-        losses = method.losses(
-            output, targets, output, StrongViews(None, targets, confidence, entropy), progress=progress
-        )
-        return losses["loss_self_training"]
+        view = view_of(targets, confidence, entropy)
+        return learner.losses(step_of(learner, output, targets, output, view, progress=progress))["loss_self_training"]
 
     threshold = entropy[targets != 255].sort().values[int(0.8 * 120) - 1]
     kept = torch.where(entropy <= threshold, targets, 255)
     assert (kept != 255).sum() == 96
     torch.testing.assert_close(loss(0.0), loss(1.0, kept))
     assert loss(0.0) != loss(1.0)
-    plain = Method(config("cutmix_deeplab"))
-    assert method.needs_entropy and not plain.needs_entropy
-    without = plain.losses(output, targets, output, StrongViews(None, targets, confidence))
+    plain = learner_of(config("cutmix_deeplab"))
+    assert method_of(cfg).needs.entropy and not method_of(config("cutmix_deeplab")).needs.entropy
+    without = plain.losses(step_of(plain, output, targets, output, view_of(targets, confidence)))
     assert torch.equal(loss(1.0), without["loss_self_training"])
 
 
@@ -165,31 +171,32 @@ def test_gradient_reaches_the_student_through_a_head_of_its_own(name):
     cfg = config(name, "RECO.ENABLED", True)
     torch.manual_seed(0)
     student = build_model(cfg)
-    network = TrainingNetwork(student, build_projection(cfg, student))
+    learner = learner_of(cfg, student)
+    network = TrainingNetwork({"student": student}, {"student": learner.heads})
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     targets = torch.randint(0, 9, (2, 64, 64), dtype=torch.uint8)
-    views = StrongViews(None, targets, torch.ones(2, 64, 64), torch.zeros(2, 64, 64))
-    method = Method(cfg, build_memory_bank(cfg, student))
+    view = view_of(targets, entropy=torch.zeros(2, 64, 64))
     for _ in range(2):
-        output = network(images).float()
-        losses = method.losses(output[:2], targets, output[2:], views)
-        method.remember(lambda tensor: tensor[None])
+        output = network({"student": images})["student"].float()
+        step = step_of(learner, output[:2], targets, output[2:], view)
+        losses = learner.losses(step)
+        learner.after_step(step)
     assert output.representations.keys() == {"reco", "dgcl"}
     losses["loss_dgcl"].backward()
     touched = {key for key, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert any(key.startswith("projection.dgcl.") for key in touched)
-    assert any(key.startswith("network.backbone.") for key in touched)
-    assert not any(key.startswith("projection.reco.") or "predictor" in key for key in touched)
+    assert any(key.startswith("heads.student.dgcl.") for key in touched)
+    assert any(key.startswith("students.student.backbone.") for key in touched)
+    assert not any(key.startswith("heads.student.reco.") or "predictor" in key for key in touched)
 
 
 def test_projection_heads_of_earlier_reco_runs_load():
     cfg = config("classmix-reco_deeplab")
     student = build_model(cfg)
-    saved, heads = build_projection(cfg, student), build_projection(cfg, student)
+    saved, heads = learner_of(cfg, student).heads, learner_of(cfg, student).heads
     heads.load_state_dict(saved["reco"].state_dict())
     for name, value in saved.state_dict().items():
         assert torch.equal(heads.state_dict()[name], value) and name.startswith("reco.")
-    both = build_projection(config("classmix-reco_deeplab", "DGCL.ENABLED", True), student)
+    both = learner_of(config("classmix-reco_deeplab", "DGCL.ENABLED", True), student).heads
     assert isinstance(both, ProjectionHeads) and list(both) == ["reco", "dgcl"]
     with pytest.raises(RuntimeError, match=r"dgcl\.layers"):
         both.load_state_dict(saved.state_dict())
@@ -233,7 +240,7 @@ def test_every_method_trains_with_dgcl(case, shapes, tmp_path, monkeypatch):
     assert last["total_loss"] == pytest.approx(sum(losses.values()), rel=1e-4)
     assert losses["loss_dgcl"] > 0 and last["dgcl/classes_active"] > 0 and last["dgcl/memory_entries"] > 0
     checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=True)
-    assert checkpoint["memory_bank"]["count"].sum() == last["dgcl/memory_entries"]
+    assert checkpoint["objectives"]["dgcl"]["count"].sum() == last["dgcl/memory_entries"]
     assert any(key.startswith("dgcl.") for key in checkpoint["projection"])
     if case == "cutmix":  # a model without DGCL loads the checkpoint whole
         plain = arguments_of(name, "DGCL.ENABLED", False, "MODEL.WEIGHTS", tmp_path / "model_final.pth")
@@ -242,8 +249,8 @@ def test_every_method_trains_with_dgcl(case, shapes, tmp_path, monkeypatch):
 
 BAD = {
     "MEMORY_PER_CLASS": (3, r"DGCL\.MEMORY_PER_CLASS is 3: it must be at least 4, the largest of DGCL\.NEIGHBORS"),
-    "REFRESHED_PER_CLASS": (-1, r"DGCL\.REFRESHED_PER_CLASS is -1: it must be a whole number, 0 or more"),
-    "MAX_PIXELS": (0, r"DGCL\.MAX_PIXELS is 0: it must be a whole number, 1 or more"),
+    "REFRESHED_PER_CLASS": (-1, r"DGCL\.REFRESHED_PER_CLASS is -1: it must be a whole number in \[0, "),
+    "MAX_PIXELS": (0, r"DGCL\.MAX_PIXELS is 0: it must be a whole number in \[1, "),
     "MEMORY_CONFIDENCE": (1.5, r"DGCL\.MEMORY_CONFIDENCE is 1\.5: it must be a number in \[0, 1\]"),
     "DROPPED_SHARE": (
         "[0.8,1.1]",
@@ -258,9 +265,9 @@ BAD = {
 def test_bad_values_are_one_error(key):
     value, message = BAD[key]
     with pytest.raises(ValueError, match=message):
-        Method(config("rc2l-dgcl", f"DGCL.{key}", value))
+        method_of(config("rc2l-dgcl", f"DGCL.{key}", value))
 
 
 def test_a_bad_share_of_self_training_is_one_error():
     with pytest.raises(ValueError, match=r"SELF_TRAINING\.KEPT_SHARE is \[0\.8\]: it must be a list of 2"):
-        Method(config("cutmix_deeplab", "SELF_TRAINING.KEPT_SHARE", "[0.8]"))
+        method_of(config("cutmix_deeplab", "SELF_TRAINING.KEPT_SHARE", "[0.8]"))

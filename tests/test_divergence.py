@@ -41,7 +41,7 @@ def test_a_divergence_names_everything_and_its_dump_replays(tmp_path, monkeypatc
 
         def run_step(self):
             if self.iter == 2:
-                self.student.backbone.stem.conv1.weight.data[0] = float("nan")
+                self.labeler.students["student"].backbone.stem.conv1.weight.data[0] = float("nan")
             original(self)
 
         patch.setattr(SemiSupervisedTrainer, "run_step", run_step)
@@ -80,11 +80,11 @@ def test_a_replay_repeats_the_step_bit_for_bit(tmp_path, monkeypatch):
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(tmp_path):
     trainer = tiny_trainer(tmp_path)
-    before = {name: p.clone() for name, p in trainer.student.named_parameters()}
-    next(trainer.student.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    before = {name: p.clone() for name, p in trainer.labeler.students["student"].named_parameters()}
+    next(trainer.labeler.students["student"].parameters()).register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(FloatingPointError, match=r"iteration 0: not finite: gradient_norm = (nan|inf)"):
         trainer.train()
-    for name, parameter in trainer.student.named_parameters():
+    for name, parameter in trainer.labeler.students["student"].named_parameters():
         assert torch.equal(parameter, before[name]), name
 
 
@@ -98,7 +98,7 @@ def test_fp16_skips_at_most_so_many_steps(allowed, tmp_path, monkeypatch):
             trainer.train()
     else:
         trainer.train()
-        assert all(torch.isfinite(value).all() for value in trainer.student.state_dict().values())
+        assert all(torch.isfinite(value).all() for value in trainer.labeler.students["student"].state_dict().values())
     assert trainer.state_dict()["skipped_steps"] == allowed
 
 

@@ -8,19 +8,19 @@ import torch
 import train_net
 from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.engine.run import argument_parser
-from rc2l.modeling.projection import TrainingNetwork, build_projection
-from rc2l.semi.adversary import Adversary
-from rc2l.semi.memory_bank import build_memory_bank
-from rc2l.semi.methods import METHODS, Method
-from rc2l.semi.strong_views import StrongViews
+from rc2l.modeling.training_network import TrainingNetwork
+from rc2l.semi.method import method_names, method_of
+from rc2l.structures.views import View
 from tests.shared_data import REPO
+from tests.steps import learner_of, step_of
 from tests.test_dgcl_training import TINY, config
 from tests.test_per_pixel import images, model_of
 
 WITH_RECO, WITH_DGCL = ["RECO.ENABLED", "True"], ["DGCL.ENABLED", "True"]
 MASKS = {
     method: ("rc2l", ["SEMI.METHOD", method, *(["SEMI.MIXING.NAME", "none"] if method == "s4gan" else [])])
-    for method in METHODS
+    for method in method_names()
+    if method not in ("unimatch", "fixmatch")
 }
 PIXELS = {name: (f"{name}_deeplab", []) for name in ("supervised", "cutout", "cutmix", "classmix", "s4gan")}
 #: Name -> config of shapes, overrides.
@@ -28,6 +28,12 @@ RUNS = {
     **{f"{name}, masks": run for name, run in MASKS.items()},
     "self_training + reco, masks": ("rc2l-reco", ["SEMI.METHOD", "self_training"]),
     **{f"{name}, pixels": run for name, run in PIXELS.items()},
+    "fixmatch, masks": ("rc2l", ["SEMI.METHOD", "fixmatch"]),
+    "unimatch, pixels": ("cutmix_deeplab", ["SEMI.METHOD", "unimatch"]),
+    "unimatch 2 + dgcl, pixels": (
+        "cutmix-dgcl_deeplab",
+        ["SEMI.METHOD", "unimatch", "UNIMATCH.VERSION", "2"],
+    ),
     "classmix + reco, pixels": ("classmix-reco_deeplab", []),
     "cutmix + dgcl, pixels": ("cutmix-dgcl_deeplab", []),
     "s4gan + reco + dgcl, pixels": ("s4gan_deeplab", [*WITH_RECO, *WITH_DGCL]),
@@ -50,11 +56,13 @@ UNSUPERVISED = {
     "rc2l": {"loss_rcc", "loss_smc", "loss_rmc", "loss_rfc"},
     "self_training": {"loss_self_training"},
     "s4gan": {"loss_self_training", "loss_feature_matching"},
+    "fixmatch": {"loss_strong"},
+    "unimatch": {"loss_strong"},
 }
 
 
 def test_all_methods_are_here():
-    assert {config(name, *overrides).SEMI.METHOD for name, overrides in RUNS.values()} == set(METHODS)
+    assert {config(name, *overrides).SEMI.METHOD for name, overrides in RUNS.values()} == set(method_names())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -72,8 +80,10 @@ def test_every_method_trains_in_both_modes(run, mode, tmp_path, monkeypatch):
     cfg = config(name, *overrides)
     auxiliary = {key for key, node in (("loss_reco", cfg.RECO), ("loss_dgcl", cfg.DGCL)) if node.ENABLED}
     assert UNSUPERVISED[cfg.SEMI.METHOD] | auxiliary <= last.keys()
+    assert ("loss_feature" in last) == method_of(cfg).needs.perturbed
     weights = torch.load(tmp_path / "out/model_final.pth", weights_only=True)
-    assert all(value.isfinite().all() for part in ("model", "teacher") for value in weights[part].values())
+    networks = [{"student": "model"}.get(name, name) for name in weights["trainer"]["networks"]]
+    assert all(value.isfinite().all() for part in networks for value in weights[part].values())
 
 
 def label_maps(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,28 +105,34 @@ def test_ignored_crops_give_finite_losses_and_every_parameter_a_gradient(run):
     name, overrides = RUNS[run]
     cfg = config(name, *overrides)
     student = model_of(cfg).train()
-    method = Method(cfg, build_memory_bank(cfg, student))
-    projection = build_projection(cfg, student)
-    network = TrainingNetwork(student, projection) if projection else student
-    adversary = Adversary(cfg) if method.name == "s4gan" else None
-    views = torch.cat([images(64, 64), images(64, 64)])
-    normalized, valid = student.normalize(views), torch.ones(2, 64, 64, dtype=torch.bool)
+    learner, needs = learner_of(cfg, student), method_of(cfg).needs
+    network = TrainingNetwork({"student": student}, {"student": learner.heads})
+    pictures, everywhere = images(64, 64), torch.ones(2, 64, 64, dtype=torch.bool)
+    number = 1 + needs.strong_views + needs.perturbed
     for kind in ("no label", "no pseudo label", "nothing", "one pixel"):
         labels, pseudo = label_maps(kind)
         network.zero_grad()
-        output = network(views).float()
-        strong = StrongViews(None, pseudo, confidence=torch.ones(2, 64, 64), entropy=torch.zeros(2, 64, 64))
-        unlabeled = [output[2:], strong] if method.semi_supervised else []
-        losses = method.losses(output[:2], labels, *unlabeled)
-        if adversary:
-            losses |= adversary.losses(normalized, output, labels, valid, lambda totals: totals)
+        output = network({"student": torch.cat([pictures] * number)})["student"].float()
+        parts = [output[2 * i : 2 * i + 2] for i in range(number)]
+        view = View(pictures, pseudo, torch.ones(2, 64, 64), everywhere, torch.zeros(2, 64, 64))
+        step = step_of(
+            learner,
+            parts[0],
+            labels,
+            images=pictures,
+            views=[view] * needs.strong_views,
+            strong=parts[1 : 1 + needs.strong_views],
+            weak=view,
+            perturbed=parts[-1] if needs.perturbed else None,
+        )
+        losses = learner.losses(step)
         sum(losses.values()).backward()
         assert all(torch.isfinite(loss) for loss in losses.values()), kind
         if kind == "nothing":
             assert all(loss == 0 for key, loss in losses.items() if key != "loss_feature_matching"), losses
         for key, parameter in network.named_parameters():
             assert not parameter.requires_grad or parameter.grad.isfinite().all(), (kind, key)
-        method.remember(lambda tensor: tensor[None])
-        if adversary:
-            adversary.update(1.0, lambda totals: totals)
-            assert all(parameter.isfinite().all() for parameter in adversary.discriminator.parameters())
+        learner.after_step(step)
+        for objective in learner.objectives:
+            if objective.name == "s4gan":
+                assert all(parameter.isfinite().all() for parameter in objective.discriminator.parameters())

@@ -13,8 +13,10 @@ from detectron2.utils import comm
 
 from rc2l.config import get_rc2l_cfg
 from rc2l.data.errors import DatasetError
-from rc2l.data.loader import TrainingBatch, build_test_loader, build_train_loader
+from rc2l.data.loader import build_test_loader, build_train_loader
 from rc2l.data.splits import build_split
+from rc2l.structures.needs import Needs
+from rc2l.structures.training_batch import TrainingBatch
 from tests.mini_datasets import build_mini_camvid
 
 
@@ -46,15 +48,19 @@ def assert_same(first: TrainingBatch, second: TrainingBatch):
 
 def join(parts: list[TrainingBatch]) -> TrainingBatch:
     columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
-    return TrainingBatch(
-        **{n: torch.cat(v) if isinstance(v[0], torch.Tensor) else list(itertools.chain(*v)) for n, v in columns.items()}
-    )
+    joined = {
+        name: torch.cat(values, int(name == "strong_images"))  # the first axis counts views
+        if isinstance(values[0], torch.Tensor)
+        else list(itertools.chain(*values))
+        for name, values in columns.items()
+    }
+    return TrainingBatch(**joined)
 
 
 def test_batch_shapes_and_types(cfg):
     (batch,) = batches(cfg, 1)
     assert batch.labeled_images.shape == (2, 3, 32, 32) and batch.labeled_targets.shape == (2, 32, 32)
-    assert batch.unlabeled_images.shape == batch.strong_images.shape == (4, 3, 32, 32)
+    assert batch.unlabeled_images.shape == (4, 3, 32, 32) and batch.strong_images.shape == (1, 4, 3, 32, 32)
     assert batch.unlabeled_valid.shape == (4, 32, 32) and batch.unlabeled_valid.dtype == torch.bool
     for tensor in (batch.labeled_images, batch.labeled_targets, batch.unlabeled_images, batch.strong_images):
         assert tensor.dtype == torch.uint8
@@ -63,11 +69,19 @@ def test_batch_shapes_and_types(cfg):
 
 
 def test_supervised_batches_have_no_unlabeled_images(cfg):
-    cfg.SEMI.METHOD = "supervised"
-    (batch,) = batches(cfg, 1)
-    assert batch.unlabeled_images.shape == batch.strong_images.shape == (0, 3, 32, 32)
+    (batch,) = batches(cfg, 1, needs=Needs())
+    assert batch.unlabeled_images.shape == (0, 3, 32, 32) and batch.strong_images.shape == (1, 0, 3, 32, 32)
     assert batch.unlabeled_valid.shape == (0, 32, 32) and batch.unlabeled_valid.dtype == torch.bool
     assert batch.unlabeled_files == []
+
+
+def test_strong_views_of_an_image_are_drawn_independently_and_the_first_is_that_of_one_view(cfg):
+    (one,), (two,) = batches(cfg, 1), batches(cfg, 1, needs=Needs(unlabeled=True, strong_views=2))
+    assert two.strong_images.shape == (2, 4, 3, 32, 32)
+    assert torch.equal(two.unlabeled_images, one.unlabeled_images)
+    assert torch.equal(two.strong_images[0], one.strong_images[0])
+    for first, second in zip(*two.strong_images, strict=True):
+        assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("start", [0, 1, 2])

@@ -12,9 +12,9 @@ import rc2l  # noqa: F401  makes detectron2 importable
 from detectron2.modeling import build_model
 
 from rc2l.config import get_rc2l_cfg
-from rc2l.losses.regions import Regions
 from rc2l.modeling.deformable_attention import MultiScaleDeformableAttention, sample_levels
 from rc2l.modeling.position_encoding import sine_position_encoding
+from rc2l.structures.regions import Regions
 from tests.shared_data import shared_file
 from tests.test_maskformer import assert_close, images, official_yaml, tiny_model
 from tests.test_points import run_recorded

@@ -10,10 +10,9 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from rc2l.engine.config_file import load_config
-from rc2l.losses.regions import Regions
-from rc2l.semi.region_losses import RegionLosses
 from tests.processes import join_group, run_processes
 from tests.shared_data import REPO
+from tests.steps import learner_of, objective_of, step_of
 from tests.test_train_net import datasets, datasets_folder, metrics, run, same_weights  # noqa: F401  two are fixtures
 from tests.tool_modules import load_tool
 
@@ -95,12 +94,12 @@ def work(rank: int, folder: Path) -> None:
     cfg = small_config(*DEFORMABLE)
     torch.manual_seed(0)
     model = DistributedDataParallel(build_model(cfg).train(), broadcast_buffers=False)
-    losses = RegionLosses(cfg)
+    learner = learner_of(cfg, model.module)
     for _ in range(2):  # parameters that were without gradient would be told of in the second step
         torch.manual_seed(rank)
         images, targets = torch.randint(0, 256, (2, 3, 50, 60)), torch.randint(0, 9, (2, 50, 60))
         output = model(images)
-        sum(losses.losses(output, targets, None, None, lambda totals: totals).values()).backward()
+        sum(learner.losses(step_of(learner, output, targets)).values()).backward()
     torch.save({name: p.grad for name, p in model.module.named_parameters()}, f"{folder}/{rank}.pth")
     dist.destroy_process_group()
 
@@ -117,7 +116,7 @@ def test_two_processes_share_every_gradient(tmp_path):
 def test_weights_of_the_losses_come_from_the_config():
     output = build_model(small_config()).eval()(torch.randint(0, 256, (2, 3, 50, 60)))
     target = torch.randint(0, 9, (2, 50, 60))
-    values = []
+    values, matches = [], None
     for weights in ((2, 5, 5), (4, 5, 5), (2, 5, 10)):
         keys = ("CLASS_WEIGHT", "MASK_WEIGHT", "DICE_WEIGHT")
         options = [
@@ -125,17 +124,16 @@ def test_weights_of_the_losses_come_from_the_config():
             for key, value in zip(keys, weights, strict=True)
             for item in (f"MODEL.MASK_FORMER.{key}", float(value))
         ]
-        losses = RegionLosses(small_config(*options))
+        learner = learner_of(small_config(*options))
+        step = step_of(learner, output, target)
         # The same matches and points for all.
         torch.manual_seed(0)
-        regions = Regions.from_label_map(target, 9)
-        (matches,) = losses.matcher([(output.layers(), regions)])
-        values.append((matches, losses))
-    torch.manual_seed(0)
-    base = values[0][1]._supervised(output.layers(), regions, values[0][0], lambda totals: totals)
-    for changed, name in ((1, "ce"), (2, "dice")):
+        step.matches = matches = matches or step.matches
         torch.manual_seed(0)
-        other = values[changed][1]._supervised(output.layers(), regions, values[0][0], lambda totals: totals)
+        values.append(objective_of(learner, "mask_classification").losses(step))
+    base = values[0]
+    for changed, name in ((1, "ce"), (2, "dice")):
+        other = values[changed]
         for key, value in base.items():
             factor = 2 if name in key.split("_") else 1
             torch.testing.assert_close(other[key], factor * value)

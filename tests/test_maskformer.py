@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from rc2l.config import get_rc2l_cfg
-from rc2l.losses.regions import Regions
-from rc2l.losses.set_criterion import set_criterion
+from rc2l.losses.mask_former import set_criterion
 from rc2l.modeling import MaskFormer, SegmentationOutput
 from rc2l.modeling.matcher import HungarianMatcher
 from rc2l.modeling.position_encoding import sine_position_encoding
 from rc2l.modeling.transformer import TransformerDecoderLayer, TransformerEncoderLayer
+from rc2l.structures.regions import Regions
 from tests.shared_data import shared_file
 
 TOLERANCE = 5e-4  # reference/README.md, section 1

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rc2l.losses.regions import Regions
-from rc2l.losses.set_criterion import set_criterion
+from rc2l.losses.mask_former import set_criterion
 from rc2l.modeling.matcher import HungarianMatcher, mask_cost
+from rc2l.structures.regions import Regions
 from tests.shared_data import shared_file
 
 

@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import distributed as dist
 
+from rc2l.collectives import from_next_process
 from rc2l.config import get_rc2l_cfg
-from rc2l.data.loader import TrainingBatch
 from rc2l.data.mixing import PARTNERED
-from rc2l.engine.launch import from_next_process
 from rc2l.engine.trainer import SemiSupervisedTrainer
-from rc2l.semi.methods import Method
-from rc2l.semi.pseudo_label import PseudoLabels
-from rc2l.semi.strong_views import StrongViews
+from rc2l.semi.method import method_of
+from rc2l.structures.training_batch import TrainingBatch
+from rc2l.structures.views import PseudoLabels, View
 from tests.processes import join_group, run_processes
 
 TOTAL, SIZE, CLASSES = 4, 24, 6
@@ -30,17 +29,17 @@ def step_inputs(share: slice) -> tuple[TrainingBatch, PseudoLabels]:
     valid = (rows < SIZE - 5 * torch.arange(TOTAL)[:, None, None]).expand(TOTAL, SIZE, SIZE)
     label_map = torch.where(valid, label_map, 255).to(torch.uint8)
     own = [tensor[share] for tensor in (strong, valid, label_map, confidence * valid, entropy)]
-    batch = TrainingBatch(own[0][:0], own[2][:0], own[0], own[0], own[1], [], [])
+    batch = TrainingBatch(own[0][:0], own[2][:0], own[0], own[0][None], own[1], [], [])
     return batch, PseudoLabels(*own[2:])
 
 
-def mixed(name: str, box: str, rank: int, world_size: int) -> StrongViews:
+def mixed(name: str, box: str, rank: int, world_size: int) -> View:
     cfg = get_rc2l_cfg()
     cfg.SEMI.MIXING.NAME, cfg.SEMI.MIXING.BOX, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = name, box, CLASSES
     trainer = SemiSupervisedTrainer.__new__(SemiSupervisedTrainer)  # mixing needs no networks
-    trainer.cfg, trainer.rank, trainer.seed, trainer.iter = cfg, rank, 3, 7
+    trainer.cfg, trainer.rank, trainer.seed, trainer.iter, trainer.following = cfg, rank, 3, 7, []
     share = TOTAL // world_size
-    return trainer.mix(*step_inputs(slice(rank * share, (rank + 1) * share)))
+    return trainer.mix(*step_inputs(slice(rank * share, (rank + 1) * share)), 0)
 
 
 def work(rank: int, world_size: int, folder: Path) -> None:
@@ -71,9 +70,9 @@ def test_mixing_does_not_depend_on_the_number_of_processes(tmp_path, world_size)
 def test_what_is_pasted_comes_from_the_next_position_with_its_validity(name, box):
     batch, pseudo = step_inputs(slice(None))
     views = mixed(name, box, 0, 1)
-    pasted = (views.images != batch.strong_images).any(1)
+    pasted = (views.images != batch.strong_images[0]).any(1)
     assert (pasted.flatten(1).float().mean(1) > 0.1).all()
-    same_image = (views.images == batch.strong_images.roll(-1, 0)).all(1)
+    same_image = (views.images == batch.strong_images[0].roll(-1, 0)).all(1)
     assert same_image[pasted].all()
     before = (batch.unlabeled_valid, pseudo.label_map, pseudo.confidence, pseudo.entropy)
     after = (views.valid, views.targets, views.confidence, views.entropy)
@@ -90,8 +89,8 @@ def test_one_unlabelled_image_in_all_is_refused_where_mixing_needs_a_partner(nam
     with pytest.raises(
         ValueError, match=rf"^SOLVER\.IMS_PER_BATCH_UNLABELED is 1, but {name} .*2 or more.*cutout or none"
     ):
-        Method(cfg)
+        method_of(cfg)
     cfg.SEMI.METHOD = "supervised"
-    Method(cfg)
+    method_of(cfg)
     cfg.SEMI.METHOD, cfg.SEMI.MIXING.NAME = "rc2l", "cutout"
-    Method(cfg)
+    method_of(cfg)

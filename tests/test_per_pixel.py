@@ -13,11 +13,11 @@ from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.engine.config_file import load_config
 from rc2l.engine.run import argument_parser
 from rc2l.modeling import MaskFormer, PerPixelSegmentor
-from rc2l.modeling.projection import TrainingNetwork, build_projection
-from rc2l.semi.methods import Method
+from rc2l.modeling.training_network import TrainingNetwork
+from rc2l.semi.method import method_of
 from rc2l.semi.pseudo_label import pseudo_labels
-from rc2l.semi.strong_views import StrongViews
 from tests.shared_data import REPO
+from tests.steps import learner_of, objective_of, step_of, view_of
 
 TINY = """MODEL.SEM_SEG_HEAD.CONVS_DIM 32 MODEL.SEM_SEG_HEAD.ASPP_CHANNELS 32 MODEL.SEM_SEG_HEAD.MASK_DIM 32
 MODEL.MASK_FORMER.HIDDEN_DIM 32 MODEL.MASK_FORMER.DIM_FEEDFORWARD 32 MODEL.MASK_FORMER.DEC_LAYERS 2 RECO.DIM 16
@@ -83,32 +83,34 @@ def test_class_probabilities_and_pseudo_labels_of_both_architectures(name):
 def test_projection_head_is_in_the_training_network_only(name):
     cfg = config(name)
     student = model_of(cfg)
-    projection = build_projection(cfg, student)
-    output = TrainingNetwork(student, projection)(images(64, 64))
+    heads = learner_of(cfg, student).heads
+    output = TrainingNetwork({"student": student}, {"student": heads})({"student": images(64, 64)})["student"]
     assert output.representations["reco"].shape == (2, 16, *output.pixel_features.shape[-2:])
     assert not any("projection" in key for key in student.state_dict())
     assert student(images(64, 64)).representations == {}
-    assert build_projection(config(name, "RECO.ENABLED", False), student) is None
+    assert not learner_of(config(name, "RECO.ENABLED", False), student).heads
 
 
 @pytest.mark.parametrize("name", ["classmix-reco_deeplab", "rc2l-reco"])
 def test_reco_gradient_reaches_the_student_through_its_features(name):
     cfg = config(name, "RECO.HARD_THRESHOLD", 1.0)
     student = model_of(cfg)
-    network = TrainingNetwork(student, build_projection(cfg, student))
-    output = network(torch.cat([images(64, 64)] * 2)).float()
+    learner = learner_of(cfg, student)
+    reco = objective_of(learner, "reco")
+    network = TrainingNetwork({"student": student}, {"student": learner.heads})
+    output = network({"student": torch.cat([images(64, 64)] * 2)})["student"].float()
     targets = torch.randint(0, 9, (2, 64, 64), dtype=torch.uint8)
     confidence = torch.full((2, 64, 64), 0.9)
-    method = Method(cfg)
-    losses = method.losses(output[:2], targets, output[2:], StrongViews(None, targets, confidence))
+    losses = learner.losses(step_of(learner, output[:2], targets, output[2:], view_of(targets, confidence)))
     losses["loss_reco"].backward()
     touched = {key for key, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert any(key.startswith("projection.") for key in touched)
-    assert any(key.startswith("network.backbone.") for key in touched)
+    assert any(key.startswith("heads.student.reco.") for key in touched)
+    assert any(key.startswith("students.student.backbone.") for key in touched)
     assert not any("predictor" in key for key in touched)  # class probabilities only choose the queries
-    assert method.reco.last.usable.sum() == 4 * output.representations["reco"][0, 0].numel()
-    unsure = method.losses(output[:2], targets, output[2:], StrongViews(None, targets, confidence * 0.7))
-    assert "loss_reco" in unsure and method.reco.last.usable.sum() == 2 * output.representations["reco"][0, 0].numel()
+    assert reco.last.usable.sum() == 4 * output.representations["reco"][0, 0].numel()
+    view = view_of(targets, confidence * 0.7)
+    unsure = learner.losses(step_of(learner, output[:2], targets, output[2:], view))
+    assert "loss_reco" in unsure and reco.last.usable.sum() == 2 * output.representations["reco"][0, 0].numel()
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +178,7 @@ BAD = {
 def test_bad_values_are_one_error(case):
     name, overrides, message = BAD[case]
     with pytest.raises(ValueError, match=message):
-        Method(config(name, *overrides))
+        method_of(config(name, *overrides))
 
 
 def test_bad_heads_are_one_error():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from rc2l.losses.mask_former import set_criterion
 from rc2l.losses.points import (
     PointSampling,
     RegionPoints,
@@ -15,9 +16,8 @@ from rc2l.losses.points import (
     sampled_mask_losses,
     select_points,
 )
-from rc2l.losses.regions import Regions
-from rc2l.losses.set_criterion import set_criterion
 from rc2l.modeling.point_matcher import PointMatcher
+from rc2l.structures.regions import Regions
 from tests.shared_data import shared_file
 
 

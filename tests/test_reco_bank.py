@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from rc2l.losses.reco import RecoOptions, class_means, memory_means, reco_loss
-from rc2l.modeling.outputs import SegmentationOutput
-from rc2l.semi.memory_bank import MemoryBank, build_reco_bank
-from rc2l.semi.methods import Method
-from rc2l.semi.strong_views import StrongViews
+from rc2l.semi.method import method_of
+from rc2l.structures.class_ring import ClassRing
+from rc2l.structures.outputs import SegmentationOutput
+from tests.steps import learner_of, objective_of, step_of, view_of
 from tests.test_dgcl_training import config
 from tests.test_reco import batch
 
@@ -15,15 +15,15 @@ K = 5
 WITH_BANK = ["RECO.MEMORY_PER_CLASS", "20", "RECO.ADDED_PER_CLASS", "6"]
 
 
-def bank_of(representation, labels, size: int, classes) -> MemoryBank:
+def bank_of(representation, labels, size: int, classes) -> ClassRing:
     """A bank of all pixels of the given classes."""
-    bank = MemoryBank(K, size, 0, representation.shape[1], (1,), 0)
+    bank = ClassRing(K, size, {"projections": representation.shape[1]})
     pixels, flat = representation.detach().permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
     entries, valid = torch.zeros(K, size, pixels.shape[1]), torch.zeros(K, size, dtype=torch.bool)
     for k in classes:
         own = pixels[flat == k]
         entries[k, : len(own)], valid[k, : len(own)] = own, True
-    bank.update(entries[..., :0], entries, valid.float(), valid.float(), valid)
+    bank.update({"projections": entries}, valid)
     return bank
 
 
@@ -32,7 +32,7 @@ def bank_of(representation, labels, size: int, classes) -> MemoryBank:
 def test_a_bank_of_the_same_pixels_gives_the_same_loss(key_sets, keys):
     """Where every pixel may be a query, the mini-batch has its pixels in the order of the bank: draws are the same."""
     representation, labels, own = batch()
-    memory = bank_of(representation, labels, 90, range(K)).memory()
+    memory = bank_of(representation, labels, 90, range(K))
     torch.testing.assert_close(memory_means(memory), class_means(representation, labels, K))
     options = RecoOptions(8, 16, queries="random", keys=keys, key_sets=key_sets)
     results = [
@@ -52,7 +52,7 @@ def test_only_classes_that_the_bank_holds_are_active(key_sets, held, active):
     representation, labels, own = batch()
     bank = bank_of(representation, labels, 90, held)
     bank.projections.requires_grad_()
-    result = reco_loss(representation, labels, own, K, RecoOptions(8, 16, key_sets=key_sets), memory=bank.memory())
+    result = reco_loss(representation, labels, own, K, RecoOptions(8, 16, key_sets=key_sets), memory=bank)
     result.loss.backward()
     assert result.active.nonzero()[:, 0].tolist() == active and torch.isfinite(result.loss)
     assert (result.loss > 0) == bool(active) and representation.grad.isfinite().all()
@@ -65,21 +65,17 @@ def test_keys_come_from_the_bank():
     representation, labels, own = batch()
     representation = (representation.detach() + 3).requires_grad_()
     options = RecoOptions(8, 16)
-    near = reco_loss(
-        representation, labels, own, K, options, memory=bank_of(representation, labels, 90, range(K)).memory()
-    )
-    far = reco_loss(
-        representation, labels, own, K, options, memory=bank_of(-representation, labels, 90, range(K)).memory()
-    )
+    near = reco_loss(representation, labels, own, K, options, memory=bank_of(representation, labels, 90, range(K)))
+    far = reco_loss(representation, labels, own, K, options, memory=bank_of(-representation, labels, 90, range(K)))
     assert (near.negative_similarity > 0.5).all() and (far.negative_similarity < -0.5).all()
     assert (near.positive_similarity > 0.5).all() and (far.positive_similarity < -0.5).all()
 
 
 def test_labelled_and_confident_pixels_enter_the_bank_after_the_step():
     cfg = config("classmix-reco_deeplab", *WITH_BANK)
-    bank = build_reco_bank(cfg)
-    method = Method(cfg, reco_bank=bank)
-    assert bank.features.shape == (9, 20, 0) and bank.projections.shape == (9, 20, 16)
+    learner = learner_of(cfg)
+    bank = objective_of(learner, "reco").bank
+    assert bank.projections.shape == (9, 20, 16)
     outputs = [
         SegmentationOutput(
             None,
@@ -94,24 +90,25 @@ def test_labelled_and_confident_pixels_enter_the_bank_after_the_step():
     targets[0, 1:] = 255
     confidence = torch.full((1, 4, 4), 0.7)
     confidence[0, :2] = 0.71
-    for step in range(1, 3):
-        loss = method.losses(outputs[0], targets, outputs[1], StrongViews(None, pseudo, confidence))["loss_reco"]
-        assert (loss > 0) == (step > 1) and loss.requires_grad
-        method.remember(lambda tensor: tensor[None])
+    for number in range(1, 3):
+        step = step_of(learner, outputs[0], targets, outputs[1], view_of(pseudo, confidence))
+        loss = learner.losses(step)["loss_reco"]
+        assert (loss > 0) == (number > 1) and loss.requires_grad
+        learner.after_step(step)
         # 4 labelled pixels of class 0; of 8 confident ones of class 3 at most ADDED_PER_CLASS.
-        assert bank.count.tolist() == [4 * step, 0, 0, 6 * step, 0, 0, 0, 0, 0]
+        assert bank.count.tolist() == [4 * number, 0, 0, 6 * number, 0, 0, 0, 0, 0]
     torch.testing.assert_close(bank.projections[0, :4], outputs[0].representations["reco"][0, :, 0].T)
     sure = outputs[1].representations["reco"][0, :, :2].flatten(1).T
     assert (bank.projections[3, :12, None] == sure).all(2).any(1).all()
-    assert method.watched([str(k) for k in range(9)])["reco/memory_entries"] == 20
+    assert learner.metrics()["reco/memory_entries"] == 20
 
 
-@pytest.mark.parametrize(("key", "value"), [("MEMORY_PER_CLASS", -1), ("ADDED_PER_CLASS", 0)])
-def test_bad_values_are_one_error(key, value):
-    with pytest.raises(ValueError, match=rf"RECO\.{key} is {value}: it must be a whole number in \[{value + 1}, "):
-        Method(config("rc2l-reco", f"RECO.{key}", value))
+@pytest.mark.parametrize(("key", "value", "lowest"), [("MEMORY_PER_CLASS", -1, 0), ("ADDED_PER_CLASS", 0, 1)])
+def test_bad_values_are_one_error(key, value, lowest):
+    with pytest.raises(ValueError, match=rf"RECO\.{key} is {value}: it must be a whole number in \[{lowest}, "):
+        method_of(config("rc2l-reco", f"RECO.{key}", value))
 
 
 def test_without_the_key_there_is_no_bank():
-    assert build_reco_bank(config("rc2l-reco")) is None
-    assert build_reco_bank(config("rc2l", *WITH_BANK)) is None
+    assert objective_of(learner_of(config("rc2l-reco")), "reco").bank is None
+    assert "reco" not in {objective.name for objective in learner_of(config("rc2l", *WITH_BANK)).objectives}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rc2l.losses import region
+from rc2l.losses import rc2l as region
 
 HALF = torch.tensor([[1.0, 1.0, 0.0, 0.0]])  # masks of a 1x4 image
 OTHER = torch.tensor([[0.0, 0.0, 1.0, 1.0]])

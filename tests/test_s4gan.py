@@ -9,11 +9,11 @@ import torch
 import train_net
 from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.engine.run import argument_parser
-from rc2l.losses.adversarial import discriminator_loss, feature_matching_loss, one_hot_targets
-from rc2l.modeling.outputs import SegmentationOutput
-from rc2l.semi.adversary import Adversary
-from rc2l.semi.methods import Method
+from rc2l.losses.s4gan import discriminator_loss, feature_matching_loss, one_hot_targets
+from rc2l.semi.method import method_of
+from rc2l.structures.outputs import SegmentationOutput
 from tests.shared_data import REPO
+from tests.steps import learner_of, objective_of, step_of, view_of
 from tests.test_per_pixel import TINY, config
 
 
@@ -39,53 +39,55 @@ def test_ignored_pixels_show_the_prediction():
     assert not real.requires_grad
 
 
-def adversary_and_batch(threshold: float):
+def adversarial_and_step(threshold: float):
     torch.manual_seed(0)
-    adversary = Adversary(config("s4gan_deeplab", "S4GAN.SCORE_THRESHOLD", threshold))
+    learner = learner_of(config("s4gan_deeplab", "S4GAN.SCORE_THRESHOLD", threshold))
     logits = torch.randn(4, 9, 8, 8, requires_grad=True)
     output = SegmentationOutput(None, None, torch.zeros(4, 1, 8, 8), pixel_logits=logits)
     images, targets = torch.randn(4, 3, 32, 32), torch.randint(0, 9, (2, 32, 32))
-    valid = torch.ones(2, 32, 32, dtype=torch.bool)
-    return adversary, logits, (images, output, targets, valid, lambda totals: totals)
+    view = view_of(targets, images=images[2:])
+    step = step_of(learner, output[:2], targets, output[2:], view, images=images[:2])
+    return objective_of(learner, "s4gan"), logits, step
 
 
 @pytest.mark.parametrize(("threshold", "trusted"), [(0.0, True), (1.0, False)])
 def test_only_trusted_predictions_are_trained_on(threshold, trusted):
-    adversary, logits, batch = adversary_and_batch(threshold)
-    losses = adversary.losses(*batch)
+    adversarial, logits, step = adversarial_and_step(threshold)
+    losses = adversarial.losses(step)
     assert (losses["loss_self_training"] > 0) == trusted
     sum(losses.values()).backward()
     assert logits.grad[2:].abs().sum() > 0 and (logits.grad[:2] == 0).all()
-    assert all(parameter.grad is None for parameter in adversary.discriminator.parameters())
+    assert all(parameter.grad is None for parameter in adversarial.discriminator.parameters())
 
 
 def test_self_training_leaves_padding_out():
-    adversary, logits, (*batch, valid, average) = adversary_and_batch(0.0)
-    valid[:, :, 16:] = False
-    adversary.losses(*batch, valid, average)["loss_self_training"].backward()
+    adversarial, logits, step = adversarial_and_step(0.0)
+    step.views[0].valid[:, :, 16:] = False
+    adversarial.losses(step)["loss_self_training"].backward()
     # Logits are raised bilinearly, so the fifth of eight columns still reaches into the valid half.
     assert (logits.grad[2:, :, :, :5] != 0).any(1).all() and (logits.grad[2:, :, :, 5:] == 0).all()
     half = logits.grad.clone()
-    valid[:, :, 16:] = True
+    step.views[0].valid[:, :, 16:] = True
     logits.grad = None
-    adversary.losses(*batch, valid, average)["loss_self_training"].backward()
+    adversarial.losses(step)["loss_self_training"].backward()
     assert (logits.grad[2:, :, :, 5:] != 0).any() and not torch.equal(half, logits.grad)
 
 
 def test_discriminator_learns_and_resumes():
-    adversary, logits, batch = adversary_and_batch(0.6)
-    before = [parameter.clone() for parameter in adversary.discriminator.parameters()]
-    adversary.update(1.0, lambda totals: totals)  # saw nothing yet
-    assert all(torch.equal(a, b) for a, b in zip(before, adversary.discriminator.parameters(), strict=True))
+    adversarial, logits, step = adversarial_and_step(0.6)
+    before = [parameter.clone() for parameter in adversarial.discriminator.parameters()]
+    adversarial.after_step(step)  # saw nothing yet
+    assert all(torch.equal(a, b) for a, b in zip(before, adversarial.discriminator.parameters(), strict=True))
     history = []
+    step.schedule = 10.0
     for _ in range(30):
-        adversary.losses(*batch)
-        adversary.update(10.0, lambda totals: totals)
-        history.append(adversary.watched["s4gan/discriminator_loss"].item())
+        adversarial.losses(step)
+        adversarial.after_step(step)
+        history.append(adversarial.metrics()["s4gan/discriminator_loss"].item())
     assert sum(history[-5:]) < sum(history[:5]) and logits.grad is None
-    other, _, _ = adversary_and_batch(0.6)
-    other.load_state_dict(adversary.state_dict())
-    for a, b in zip(adversary.discriminator.parameters(), other.discriminator.parameters(), strict=True):
+    other, _, _ = adversarial_and_step(0.6)
+    other.load_state_dict(adversarial.state_dict())
+    for a, b in zip(adversarial.discriminator.parameters(), other.discriminator.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -97,10 +99,10 @@ def test_a_run_has_its_losses_in_the_metrics_and_the_discriminator_in_the_checkp
     last = [row for row in map(json.loads, (tmp_path / "metrics.json").read_text().splitlines()) if "total_loss" in row]
     assert last[-1].keys() >= {"loss_ce", "loss_feature_matching", "s4gan/score", "s4gan/discriminator_loss"}
     file = torch.load(tmp_path / "model_final.pth", weights_only=True)
-    for tensor in [*file["model"].values(), *file["adversary"]["discriminator"].values()]:
+    for tensor in [*file["model"].values(), *file["objectives"]["s4gan"]["discriminator"].values()]:
         assert torch.isfinite(tensor).all()
 
 
 def test_mixed_images_are_refused():
     with pytest.raises(ValueError, match=r"SEMI\.MIXING\.NAME is 'cutmix': s4gan"):
-        Method(config("s4gan_deeplab", "SEMI.MIXING.NAME", "cutmix"))
+        method_of(config("s4gan_deeplab", "SEMI.MIXING.NAME", "cutmix"))

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from rc2l.data.mixing import box_masks, cutmix_boxes, paste_from_next
-from rc2l.modeling.outputs import SegmentationOutput, semantic_scores
 from rc2l.semi.pseudo_label import drop_small_regions, pseudo_labels
 from rc2l.semi.teacher import Teacher, ema_decay
+from rc2l.structures.outputs import SegmentationOutput, semantic_scores
 from tests.shared_data import shared_file
 
 

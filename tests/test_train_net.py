@@ -15,6 +15,7 @@ from PIL import Image
 
 import train_net
 from rc2l.data.datasets.shapes import generate_shapes
+from rc2l.engine.launch import launch
 from rc2l.engine.run import argument_parser
 from tests.mini_datasets import build_mini_voc
 from tests.shared_data import REPO
@@ -207,7 +208,7 @@ def test_bad_input_is_one_error_before_training(case, tmp_path, monkeypatch):
     monkeypatch.setattr("rc2l.engine.trainer.SemiSupervisedTrainer.run_step", lambda self: pytest.fail("it trained"))
     parsed = argument_parser("").parse_args([*options, "OUTPUT_DIR", str(tmp_path), *arguments])
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        train_net.launch(train_net.main, parsed)
+        launch(train_net.main, parsed)
     assert "\n" not in str(error.value).strip()
 
 

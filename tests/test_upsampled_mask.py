@@ -6,10 +6,10 @@ import torch.nn.functional as F
 
 from rc2l.losses import upsampled_mask
 from rc2l.losses.mask import dice_loss, focal_loss
-from rc2l.losses.regions import Regions
 from rc2l.losses.upsampled_mask import upsampled_mask_losses
 from rc2l.modeling import matcher
 from rc2l.modeling.matcher import HungarianMatcher, mask_cost_batched, mask_cost_by_image
+from rc2l.structures.regions import Regions
 
 K, B = 4, 3
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from rc2l.config import get_rc2l_cfg
-from rc2l.losses.regions import Regions
 from rc2l.modeling.matcher import HungarianMatcher
-from rc2l.modeling.outputs import SegmentationOutput
-from rc2l.semi.region_losses import RegionLosses
+from rc2l.structures.outputs import SegmentationOutput
+from rc2l.structures.regions import Regions
+from tests.steps import learner_of, step_of, view_of
 
 K, Q, SIZE, STRIDE = 4, 6, 32, 4
 
@@ -16,7 +16,8 @@ def losses_of(label_map: torch.Tensor, perfect: torch.Tensor, resolution: str):
     """Losses of a student whose queries 0 and 1 are the two halves of ``perfect``, and its mask gradient."""
     cfg = get_rc2l_cfg()
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.SEMI.LOSS_RESOLUTION = K, resolution
-    rules = RegionLosses(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
+    learner = learner_of(cfg)
     logits = torch.full((1, Q, K + 1), -4.0)
     logits[0, :, K] = 4.0
     logits[0, :2, K] = -4.0
@@ -28,10 +29,10 @@ def losses_of(label_map: torch.Tensor, perfect: torch.Tensor, resolution: str):
     masks.requires_grad_()
     features = torch.randn(1, 8, SIZE // STRIDE, SIZE // STRIDE, generator=torch.Generator().manual_seed(0))
     output = SegmentationOutput(logits.requires_grad_(), masks, features)
-    losses = rules.losses(output, perfect, output, label_map, lambda total: total)
+    losses = learner.losses(step_of(learner, output, perfect, output, view_of(label_map)))
     unsupervised = {name: losses[name] for name in ("loss_rcc", "loss_smc", "loss_rmc", "loss_rfc")}
     gradient = torch.autograd.grad(sum(unsupervised.values()), masks)[0]
-    return {name: value.detach() for name, value in unsupervised.items()}, gradient, rules.watched
+    return {name: value.detach() for name, value in unsupervised.items()}, gradient, learner.metrics()
 
 
 def halves_and_speck() -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 
 import train_net
+from rc2l.engine.launch import launch
+from rc2l.engine.run import argument_parser
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from tests.shared_data import REPO
 
@@ -154,7 +156,7 @@ def _train(arguments: list[str], kill: dict | None) -> int:
     if kill:
         Kill(**kill).arm()
     try:
-        train_net.launch(train_net.main, train_net.argument_parser("").parse_args(arguments))
+        launch(train_net.main, argument_parser("").parse_args(arguments))
         status = 0
     except SystemExit as stop:
         status = stop.code

@@ -31,16 +31,18 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from rc2l.data.datasets.shapes import generate_shapes
-from rc2l.data.loader import TrainingBatch, build_train_loader
+from rc2l.data.loader import build_train_loader
 from rc2l.data.splits import build_split
 from rc2l.engine.arguments import add_import_argument
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
 from rc2l.engine.launch import resolve_device
 from rc2l.engine.trainer import SemiSupervisedTrainer
-from rc2l.losses import region
-from rc2l.semi import region_losses
-from rc2l.semi.pseudo_label import PseudoLabels
+from rc2l.losses import rc2l as region
+from rc2l.semi.labeler import STUDENT
+from rc2l.semi.objectives import mask_former
+from rc2l.structures.training_batch import TrainingBatch
+from rc2l.structures.views import PseudoLabels
 
 #: A published-size MaskFormer on the made-up images, batch 2 + 2 at crop 256.
 R50 = """
@@ -94,8 +96,8 @@ PARTS: dict[str, Callable[[SemiSupervisedTrainer], tuple[object, str]]] = {
     "teacher and pseudo labels": lambda trainer: (trainer, "label"),
     "mixing": lambda trainer: (trainer, "mix"),
     "student forward": lambda trainer: (trainer, "model"),
-    "matching": lambda trainer: (trainer.method.regions, "matcher"),
-    "supervised loss": lambda _: (region_losses, "set_criterion"),
+    "matching": lambda trainer: (trainer.learners[STUDENT].matching, "matcher"),
+    "supervised loss": lambda _: (mask_former, "set_criterion"),
     "RCC": lambda _: (region, "region_class_consistency"),
     "SMC: union": lambda _: (region, "semantic_union"),
     "SMC: focal and dice": lambda _: (region, "semantic_mask_consistency"),
@@ -103,15 +105,15 @@ PARTS: dict[str, Callable[[SemiSupervisedTrainer], tuple[object, str]]] = {
     "RFC": lambda _: (region, "region_feature_contrast"),
     "backward": lambda _: (torch.Tensor, "backward"),
     "optimizer": lambda trainer: (trainer.optimizer, "step"),
-    "EMA": lambda trainer: (trainer.teacher, "update"),
+    "EMA": lambda trainer: (trainer.labeler, "after_step"),
 }
 
 
 def floor(trainer: SemiSupervisedTrainer, batch: TrainingBatch) -> None:
     """What a step cannot do without: both networks on these images, and one backward pass."""
     with torch.no_grad():
-        trainer.teacher.model(batch.unlabeled_images, auxiliary=False)
-    output = trainer.model(torch.cat([batch.labeled_images, batch.strong_images]))
+        trainer.labeler.labels_for(STUDENT)(batch.unlabeled_images, auxiliary=False)
+    output = trainer.model({STUDENT: torch.cat([batch.labeled_images, *batch.strong_images])})[STUDENT]
     loss = sum(logits.float().mean() + masks.float().mean() for logits, masks in output.layers())
     trainer.optimizer.zero_grad()
     loss.backward()
@@ -121,11 +123,12 @@ def use_true_regions(trainer: SemiSupervisedTrainer) -> None:
     """Give pseudo labels the regions of the labelled images: an untrained teacher would see one class everywhere."""
     label = trainer.label
 
-    def label_as_trained(batch: TrainingBatch) -> PseudoLabels:
-        pseudo = label(batch)
+    def label_as_trained(batch: TrainingBatch) -> dict[str, PseudoLabels]:
+        labels = label(batch)
+        pseudo = labels[STUDENT]
         copies = -(-len(pseudo.label_map) // len(batch.labeled_targets))
         pseudo.label_map = batch.labeled_targets.repeat(copies, 1, 1)[: len(pseudo.label_map)]
-        return pseudo
+        return labels
 
     trainer.label = label_as_trained
 

@@ -86,7 +86,7 @@ def benchmark_run(cfg: CfgNode, repeats: int) -> None:
     with EventStorage(0) as trainer.storage:
         for _ in range(repeats):
             whole.append(seconds(lambda: trainer.checkpointer.save("model_0000000"), trainer.device))
-            state = {"model": trainer.student.state_dict()}
+            state = {"model": trainer.checkpointer.model.state_dict()}
             state |= {name: part.state_dict() for name, part in trainer.checkpointer.checkpointables.items()}
             plain.append(seconds(lambda state=state: torch.save(state, folder / "plain.pt"), trainer.device))
             verified.append(seconds(lambda: read_checkpoint(path), cpu))

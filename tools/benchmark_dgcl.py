@@ -10,7 +10,8 @@ from tabulate import tabulate
 from torch import Tensor
 
 from rc2l.losses.dgcl import DgclOptions, dgcl_loss
-from rc2l.semi.memory_bank import MemoryBank, choose_entries
+from rc2l.semi.density_memory import DensityMemory
+from rc2l.structures.class_ring import choose_entries
 
 #: As the defaults of DGCL.ADDED_PER_CLASS and DGCL.REFRESHED_PER_CLASS.
 ADDED, REFRESHED = 128, 64
@@ -57,7 +58,7 @@ class Case:
         self.labels = patches.repeat_interleave(5, 1).repeat_interleave(5, 2).flatten()
         self.confidence = torch.rand(P, device=device)
         self.options = DgclOptions()
-        self.bank = MemoryBank(K, setting.memory, C, C, self.options.neighbors, REFRESHED).to(device)
+        self.bank = DensityMemory(K, setting.memory, C, C, self.options.neighbors, REFRESHED).to(device)
         for name in ("features", "projections", "density"):
             getattr(self.bank, name).normal_()
         self.bank.features /= self.bank.features.norm(dim=2, keepdim=True)
@@ -82,7 +83,13 @@ class Case:
 
     def _update(self, projections: Tensor, density: Tensor) -> None:
         index, valid = choose_entries(self.labels, self.setting.num_classes, ADDED)
-        self.bank.update(self.features[index], projections[index], density[index], self.confidence[index], valid)
+        values = {
+            "features": self.features,
+            "projections": projections,
+            "density": density,
+            "confidence": self.confidence,
+        }
+        self.bank.update({name: value[index] for name, value in values.items()}, valid)
 
 
 def benchmark_dgcl(repeats: int, device: torch.device, warmup: int = 1) -> None:

@@ -42,10 +42,11 @@ from rc2l.engine.entry_point import entry_point
 from rc2l.engine.launch import resolve_device
 from rc2l.evaluation.clusters import CLUSTER_SCORES, PixelSample, cluster_scores
 from rc2l.losses.reco import class_relations
-from rc2l.losses.regions import sample_nearest
-from rc2l.modeling.projection import build_projection
 from rc2l.modeling.segmentor import Segmentor
 from rc2l.modeling.weights import load_weights
+from rc2l.semi.learner import Learner
+from rc2l.semi.method import method_of
+from rc2l.structures.label_map import sample_nearest
 from rc2l.visualization.relations import class_linkage, dendrogram_figure, relation_figure, save_figure
 
 #: Embeddings of projection heads by the name of their loss; and all embeddings.
@@ -192,7 +193,7 @@ def run(args: argparse.Namespace) -> None:
     compared = {folder: read_compared(folder, dataset, args.pixels_per_class) for folder in args.compare}
     network = build_model(cfg).eval()
     load_weights(network, args.checkpoint, prefer="student", cfg=cfg, strict=True)
-    projection = build_projection(cfg, network)
+    projection = Learner(cfg, method_of(cfg), network, MetadataCatalog.get(dataset).stuff_classes).heads
     if projection:
         saved = read_checkpoint(Path(args.checkpoint)).get("projection")
         if saved is None:
@@ -208,7 +209,7 @@ def run(args: argparse.Namespace) -> None:
             ) from error
     args.output.mkdir(parents=True, exist_ok=True)
     class_names = MetadataCatalog.get(dataset).stuff_classes
-    found = embeddings(cfg, network, projection or {}, args.pixels_per_class)
+    found = embeddings(cfg, network, projection, args.pixels_per_class)
     numbers = {name: report(each, class_names, name, args.output, dataset) for name, each in found.items()}
     print(cluster_table({**compared, args.output: numbers}))
     print(f"written to {args.output}")

@@ -19,14 +19,15 @@ from torch import Tensor, nn
 
 from rc2l.config import get_rc2l_cfg
 from rc2l.data.datasets import register_custom_datasets
-from rc2l.data.loader import TrainingBatch
 from rc2l.engine.arguments import add_import_argument
+from rc2l.engine.checkpoint import with_objectives
 from rc2l.engine.checkpoint_file import DamagedCheckpointError, read_checkpoint
 from rc2l.engine.config_file import check_config, merge_yaml
 from rc2l.engine.entry_point import entry_point
 from rc2l.engine.launch import resolve_device
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from rc2l.engine.training_check import check_networks, explained_build
+from rc2l.structures.training_batch import TrainingBatch
 from rc2l.yaml_file import parse_yaml_mapping
 
 
@@ -36,7 +37,7 @@ def rebuild(dump: dict, num_gpus: int = 1) -> tuple[SemiSupervisedTrainer, Train
     Raises:
         DamagedCheckpointError: the dump lacks something.
     """
-    missing = [key for key in ("config", "step", "batch", "model", "teacher", "scaler") if key not in dump]
+    missing = [key for key in ("config", "step", "batch", "model", "scaler") if key not in dump]
     if missing:
         raise DamagedCheckpointError(f"this is no dump of a step: it lacks {', '.join(missing)}")
     _check_step(dump["step"])
@@ -50,6 +51,7 @@ def rebuild(dump: dict, num_gpus: int = 1) -> tuple[SemiSupervisedTrainer, Train
     with explained_build():
         trainer = SemiSupervisedTrainer(cfg, split=None)
     try:
+        dump = with_objectives(dump)
         for name, part in trainer.parts_of_a_step().items():
             part.load_state_dict(dump[name])
         batch = TrainingBatch(**dump["batch"])
@@ -61,8 +63,8 @@ def rebuild(dump: dict, num_gpus: int = 1) -> tuple[SemiSupervisedTrainer, Train
     step = dump["step"]
     trainer.iter, trainer.seed, trainer.rank = step["iteration"], step["seed"], step["rank"]
     if step["following"] and step["world_size"] > 1:  # what the next process gave, which is not here
-        following = [tensor.to(trainer.device) for tensor in step["following"]]
-        trainer.exchange = lambda _: following
+        following = iter([[tensor.to(trainer.device) for tensor in view] for view in step["following"]])
+        trainer.exchange = lambda _: next(following)
     return trainer, batch
 
 
@@ -74,7 +76,7 @@ def _check_batch(batch: TrainingBatch) -> None:
         "labeled_images": (labeled, 3, H, W),
         "labeled_targets": (labeled, H, W),
         "unlabeled_images": (unlabeled, 3, H, W),
-        "strong_images": (unlabeled, 3, H, W),
+        "strong_images": (len(batch.strong_images), unlabeled, 3, H, W),
         "unlabeled_valid": (unlabeled, H, W),
     }
     for name, shape in shapes.items():
@@ -97,8 +99,9 @@ def _check_step(step: object) -> None:
             raise DamagedCheckpointError(
                 f"this is no dump of a step: its {name} is {step.get(name)!r:.80}, not of type {kind.__name__}"
             )
-    if not all(isinstance(each, Tensor) for each in step["following"]):
-        raise DamagedCheckpointError("this is no dump of a step: what follows is no list of tensors")
+    views = step["following"]
+    if not all(isinstance(view, list) and all(isinstance(each, Tensor) for each in view) for view in views):
+        raise DamagedCheckpointError("this is no dump of a step: what follows is no list of tensors for each view")
 
 
 @contextmanager
@@ -132,7 +135,7 @@ def replay(path: str, num_gpus: int = 1) -> bool:
     bad: list[str] = []
     trainer.seed_step()
     try:
-        with first_bad_modules(trainer.student, bad):
+        with first_bad_modules(trainer.model, bad):
             metrics = trainer.step(batch, step["iteration"])()
     except FloatingPointError as error:
         print(f"first modules with an output that is not finite: {', '.join(bad) or 'none'}")

@@ -18,12 +18,13 @@ from rc2l.data.mapper import size_mismatch
 from rc2l.data.partial_labels import read_record_label
 from rc2l.data.reading import IGNORE, read_image_size
 from rc2l.data.splits import Split
+from rc2l.structures.needs import BOTH_STREAMS, Needs
 
 #: Problems that an error message spells out; the rest are counted.
 _SHOWN = 5
 
 
-def check_data(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...]) -> None:
+def check_data(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...], needs: Needs = BOTH_STREAMS) -> None:
     """Check everything that training and evaluation will read; log the share of each class in the labeled pixels.
 
     Labels are decoded, of images the headers. One process is enough.
@@ -54,7 +55,7 @@ def check_data(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...]) -> No
             f"from; correct the labels, or the label_map of dataset '{split.labeled[0]['dataset']}'"
         )
     _report_classes(pixels, images, MetadataCatalog.get(split.labeled[0]["dataset"]).stuff_classes)
-    if cfg.SEMI.METHOD != "supervised":
+    if needs.unlabeled:
         _run(lambda record: read_image_size(record["file_name"]), split.unlabeled, "Checking unlabeled images")
     for name, records in test.items():
         counts = _run(check_labeled, records, f"Checking {name}")

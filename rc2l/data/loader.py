@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import cv2
@@ -16,51 +16,18 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rc2l.data.datasets import load_records
 from rc2l.data.mapper import EvaluationMapper, LabeledMapper, UnlabeledMapper, seeded_randomness
 from rc2l.data.splits import Split
+from rc2l.structures.needs import BOTH_STREAMS, Needs
+from rc2l.structures.training_batch import TrainingBatch
 
 logger = logging.getLogger(__name__)
 
 #: Which of the two streams; also part of the key of a sample's random numbers.
 LABELED, UNLABELED = 0, 1
-
-
-@dataclass
-class TrainingBatch:
-    """What one process trains on in one step. ``B_l`` labeled and ``B_u`` unlabeled images of one crop size (H, W)."""
-
-    #: (B_l, 3, H, W) uint8, channels as INPUT.FORMAT.
-    labeled_images: Tensor
-    #: (B_l, H, W) uint8 train ids; 255 = ignore.
-    labeled_targets: Tensor
-    #: (B_u, 3, H, W) uint8, the weak view; B_u = 0 where the method is supervised and during burn-in.
-    unlabeled_images: Tensor
-    #: (B_u, 3, H, W) uint8, the strong view of the same crop, before mixing.
-    strong_images: Tensor
-    #: (B_u, H, W) bool, False in the padding.
-    unlabeled_valid: Tensor
-    labeled_files: list[str]
-    unlabeled_files: list[str]
-
-    def to(self, device: torch.device | str) -> "TrainingBatch":
-        """The batch on ``device``; copies from pinned memory don't block."""
-        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "TrainingBatch":
-        """The batch in page-locked memory; torch's DataLoader calls this."""
-        return self._map_tensors(lambda tensor: tensor.pin_memory())
-
-    def _map_tensors(self, function: Callable[[Tensor], Tensor]) -> "TrainingBatch":
-        tensors = {
-            field.name: function(value)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **tensors)
 
 
 @dataclass(frozen=True)
@@ -134,11 +101,13 @@ def collate(samples: list[tuple[int, dict]]) -> TrainingBatch:
     unlabeled = [sample for stream, sample in samples if stream == UNLABELED]
     images = torch.stack([sample["image"] for sample in labeled])
     if unlabeled:
-        weak, strong, valid = (
-            torch.stack([sample[key] for sample in unlabeled]) for key in ("image", "strong", "valid")
+        weak, valid = (torch.stack([sample[key] for sample in unlabeled]) for key in ("image", "valid"))
+        # One view of all images after the other.
+        strong = torch.stack(
+            [torch.stack(view) for view in zip(*(sample["strong"] for sample in unlabeled), strict=True)]
         )
     else:
-        weak = strong = images[:0]
+        weak, strong = images[:0], images[:0][None]
         valid = images[:0, 0].bool()
     return TrainingBatch(
         labeled_images=images,
@@ -196,12 +165,19 @@ class SurvivingLoader(DataLoader):
             yield self.collate_fn([self.dataset[index] for index in indices])
 
 
-def build_train_loader(cfg: CfgNode, split: Split, start_iteration: int = 0, seed: int | None = None) -> DataLoader:
+def build_train_loader(
+    cfg: CfgNode,
+    split: Split,
+    start_iteration: int = 0,
+    seed: int | None = None,
+    needs: Needs = BOTH_STREAMS,
+) -> DataLoader:
     """An endless loader of this process's :class:`TrainingBatch` es, from ``start_iteration`` on.
 
     The batch of an iteration is a function of the split, the seed and the iteration alone. Iterations below
     ``SEMI.BURN_IN`` look at no unlabeled image, so none is loaded for them. ``seed`` replaces ``cfg.SEED``; where both
-    leave it open (None, negative), the processes agree on a random one.
+    leave it open (None, negative), the processes agree on a random one. ``needs`` is what the method asks for: whether
+    there is an unlabelled stream, and how many strong views of each of its images.
 
     Raises:
         ValueError: a batch size is below 1 or does not divide by the number of processes; a key of INPUT is bad.
@@ -212,9 +188,11 @@ def build_train_loader(cfg: CfgNode, split: Split, start_iteration: int = 0, see
     world_size = comm.get_world_size()
     batch_sizes = {LABELED: batch_size(cfg, "IMS_PER_BATCH", world_size)}
     streams = {LABELED: Stream(split.labeled, LabeledMapper(cfg), (seed, LABELED))}
-    if cfg.SEMI.METHOD != "supervised":
+    if needs.unlabeled:
         batch_sizes[UNLABELED] = batch_size(cfg, "IMS_PER_BATCH_UNLABELED", world_size)
-        streams[UNLABELED] = Stream(split.unlabeled, UnlabeledMapper(cfg), (seed, UNLABELED))
+        streams[UNLABELED] = Stream(
+            split.unlabeled, UnlabeledMapper(cfg, strong_views=max(needs.strong_views, 1)), (seed, UNLABELED)
+        )
     return SurvivingLoader(
         StreamDataset(streams),
         batch_sampler=StreamBatchSampler(

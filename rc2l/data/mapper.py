@@ -92,10 +92,11 @@ class LabeledMapper:
 
 
 class UnlabeledMapper:
-    """Unlabeled dataset dict -> ``image`` (weak view) and ``strong`` (3, H, W) uint8, ``valid`` (H, W), ``file_name``.
+    """Unlabeled dataset dict -> ``image`` (weak view) (3, H, W) uint8, ``strong`` list of such, ``valid`` (H, W),
+    ``file_name``.
 
-    Both views have the same geometry; ``valid`` is False in the padding. Without strong augmentations, ``strong`` is
-    the very tensor ``image``.
+    All views have the same geometry; ``valid`` is False in the padding. Without strong augmentations, each of
+    ``strong`` is the very tensor ``image``.
 
     Raises:
         DatasetError: the file cannot be read.
@@ -109,15 +110,18 @@ class UnlabeledMapper:
         strong: list[T.Augmentation],
         padding: T.Augmentation,
         image_format: str,
+        strong_views: int = 1,
     ):
+        self.strong_views = strong_views
         self.weak = T.AugmentationList(weak)
         self.strong = T.AugmentationList(strong) if strong else None
         self.padding = padding
         self.image_format = image_format
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
+    def from_config(cls, cfg: CfgNode, strong_views: int = 1) -> dict:
         return {
+            "strong_views": strong_views,
             "weak": build_weak_augmentations(cfg, labeled=False),
             "strong": build_strong_augmentations(cfg),
             "padding": build_padding(cfg),
@@ -131,10 +135,12 @@ class UnlabeledMapper:
         pad = self.padding.get_transform(view.image)
         image = _image_tensor(pad.apply_image(view.image))
         valid = pad.apply_segmentation(np.zeros(view.image.shape[:2], dtype=np.uint8)) != IGNORE
-        strong = image
+        strong = [image] * self.strong_views
         if self.strong is not None:
-            self.strong(view)
-            strong = _image_tensor(pad.apply_image(view.image))
+            for number in range(self.strong_views):
+                each = T.AugInput(view.image)
+                self.strong(each)
+                strong[number] = _image_tensor(pad.apply_image(each.image))
         return {
             "image": image,
             "strong": strong,

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rc2l.structures.label_map import IGNORE, with_ignored_as
+
 MIXINGS = ("cutmix", "classmix", "cutout", "none")
 BOXES = ("free", "half")
 #: Mixings that paste from another image of the step.
@@ -94,19 +96,17 @@ def paste_from_next(
     ]
 
 
-def classmix_masks(
-    label_map: Tensor, num_classes: int, generators: Sequence[np.random.Generator], ignore_value: int = 255
-) -> Tensor:
+def classmix_masks(label_map: Tensor, num_classes: int, generators: Sequence[np.random.Generator]) -> Tensor:
     """Where ClassMix pastes the next image: everywhere but on floor(n/2) of the image's own n classes, drawn evenly.
 
     Ignored pixels are no class: they are never kept (the official code may draw the ignore label as one).
 
     Shape:
-        label_map (B, H, W) integers in 0..num_classes-1 or ``ignore_value``; one generator for each image. Result
+        label_map (B, H, W) integers in 0..num_classes-1 or 255; one generator for each image. Result
         (B, H, W) bool.
     """
     B, device = len(label_map), label_map.device
-    slots = torch.where(label_map == ignore_value, num_classes, label_map.long()).flatten(1)
+    slots = with_ignored_as(label_map, num_classes).flatten(1)
     present = torch.zeros(B, num_classes + 1, dtype=torch.bool, device=device).scatter_(1, slots, True)
     present[:, num_classes] = False
     scores = torch.from_numpy(_uniform(generators, num_classes + 1).T).to(device)
@@ -126,7 +126,6 @@ def mix_views(
     boxes: np.ndarray,
     generators: Sequence[np.random.Generator],
     exchange: Callable[[list[Tensor]], list[Tensor]] = list,
-    ignore_value: int = 255,
 ) -> tuple[Tensor, ...]:
     """Images, pseudo labels, confidences and further maps of the strong view.
 
@@ -145,12 +144,11 @@ def mix_views(
         boxes: (B, 4), of cutmix and cutout.
         generators: source of randomness of each image, of classmix.
         exchange: see :func:`paste_from_next`.
-        ignore_value: label of ignored pixels.
     """
     if name == "none":
         return images, label_map, confidence, *more
     if name == "classmix":
-        mask = classmix_masks(label_map, num_classes, generators, ignore_value)
+        mask = classmix_masks(label_map, num_classes, generators)
     else:
         mask = box_masks(boxes, *label_map.shape[1:], label_map.device)
     if name in PARTNERED:
@@ -159,7 +157,7 @@ def mix_views(
     color = color if images.is_floating_point() else color.round()
     return (
         torch.where(mask[:, None], color.to(images.dtype), images),
-        label_map.masked_fill(mask, ignore_value),
+        label_map.masked_fill(mask, IGNORE),
         confidence.masked_fill(mask, 0),
         *more,
     )

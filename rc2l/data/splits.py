@@ -20,6 +20,7 @@ from rc2l.data.errors import DatasetError
 from rc2l.data.partial_labels import describe_partial_labels, thin_out
 from rc2l.data.reading import IGNORE, read_label
 from rc2l.data.split_lists import ImageIndex, list_files, read_list
+from rc2l.structures.needs import BOTH_STREAMS, Needs
 
 _SAMPLINGS = ("random", "class_balanced", "few_labels")
 
@@ -41,7 +42,7 @@ class Split:
     hash: str
 
 
-def build_split(cfg: CfgNode) -> Split:
+def build_split(cfg: CfgNode, needs: Needs = BOTH_STREAMS) -> Split:
     """Draw the labeled images from ``DATASETS.TRAIN`` as ``DATASETS.SPLIT`` says, or read which they are from lists.
 
     Images are ordered by the SHA-256 of "<seed>:<image id>", so that a split depends neither on the order of files nor
@@ -52,7 +53,7 @@ def build_split(cfg: CfgNode) -> Split:
     Raises:
         DatasetError: a dataset is unknown or missing; the fraction, number or sampling is out of range; a list has
             lines that match no image or several, images twice, or another number of images than asked for; there is no
-            labeled image, or no unlabeled one although ``SEMI.METHOD`` learns from them.
+            labeled image, or no unlabeled one although the method ``needs`` them.
     """
     options, partial = cfg.DATASETS.SPLIT, cfg.DATASETS.PARTIAL_LABELS
     if not cfg.DATASETS.TRAIN:
@@ -86,7 +87,7 @@ def build_split(cfg: CfgNode) -> Split:
     ]
     # In hash order: a smaller share is the beginning of a larger one. By its text, as 0.07 is no binary number.
     unlabeled = unlabeled[: ceil(Fraction(str(options.UNLABELED_SHARE)) * len(unlabeled))]
-    if not unlabeled and cfg.SEMI.METHOD != "supervised":
+    if not unlabeled and needs.unlabeled:
         raise DatasetError(
             f"no unlabeled images are left for SEMI.METHOD '{cfg.SEMI.METHOD}': all {len(labeled)} images of "
             f"{tuple(cfg.DATASETS.TRAIN)} are labeled; lower DATASETS.SPLIT.FRACTION or NUM_LABELED, "

@@ -20,9 +20,10 @@ logger = logging.getLogger(__name__)
 class RunCheckpointer(Checkpointer):
     """fvcore's checkpointer with atomic writes, safe reads, and a resume that must fit exactly.
 
-    The file holds ``model`` (the student's state dict) and one entry for each checkpointable: ``teacher``,
-    ``optimizer``, ``scheduler``, ``scaler``, ``trainer`` (iteration, seed, best score, metric history), and, where the
-    method has them, ``projection``, ``memory_bank``, ``reco_bank``, ``adversary``.
+    The file holds ``model`` (the student's state dict) and one entry for each checkpointable: ``teacher`` or what else
+    the method's networks are called, ``optimizer``, ``scheduler``, ``scaler``, ``trainer`` (iteration, seed, names of
+    the networks, best score, metric history), ``objectives`` (the state of each, by its name), and ``projection``, the
+    heads of objectives, where there are any.
 
     Args:
         model: the student.
@@ -104,6 +105,7 @@ class RunCheckpointer(Checkpointer):
     def _load(self, path: Path, content: dict[str, Any]) -> None:
         if self.examine:
             self.examine(path, content)
+        content = with_objectives(content)
         missing = [key for key in ("model", *self.checkpointables) if key not in content]
         if missing:
             raise ValueError(f"{path} cannot be resumed from: it lacks {', '.join(missing)}")
@@ -118,6 +120,14 @@ class RunCheckpointer(Checkpointer):
                 f"{path} does not fit the model and solver of this config (was the config changed since?): "
                 f"{details[:400]}{'...' if len(details) > 400 else ''}"
             ) from error
+
+
+def with_objectives(content: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint or dump in which the state of the objectives is one entry; files of before had one for each."""
+    if "objectives" in content:
+        return content
+    old = {"dgcl": "memory_bank", "reco": "reco_bank", "s4gan": "adversary"}
+    return content | {"objectives": {name: content[entry] for name, entry in old.items() if entry in content}}
 
 
 def numbered_checkpoints(folder: Path) -> dict[int, Path]:

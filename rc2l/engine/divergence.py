@@ -11,8 +11,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from rc2l.data.loader import TrainingBatch
 from rc2l.engine.checkpoint_file import CheckpointError, write_checkpoint
+from rc2l.structures.training_batch import TrainingBatch
 
 logger = logging.getLogger(__name__)
 

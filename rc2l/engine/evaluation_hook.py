@@ -17,7 +17,7 @@ BEST = "model_best"
 
 
 class EvaluationHook(hooks.HookBase):
-    """Evaluates every ``period`` steps and after the last one; the best teacher so far becomes model_best.pth.
+    """Evaluates every ``period`` steps and after the last one; the best result so far becomes model_best.pth.
 
     That file is written within the evaluation, before the next step changes a weight, and holds the score, the
     iteration and the weights in one: a kill leaves the file before or the file after. The checkpoint of a step is
@@ -28,11 +28,14 @@ class EvaluationHook(hooks.HookBase):
         period: steps between two evaluations; 0: after the last step only.
         evaluate: gives the scores by name, the same ones in every process; called by all.
         checkpointer: writes the file, in the main process.
+        result: the network whose mIoU says which is best, such as "teacher".
     """
 
-    def __init__(self, period: int, evaluate: Callable[[], dict[str, float]], checkpointer: RunCheckpointer) -> None:
-        self.period, self.evaluate, self.checkpointer = period, evaluate, checkpointer
-        #: Teacher's mIoU in percent, on the first test set.
+    def __init__(
+        self, period: int, evaluate: Callable[[], dict[str, float]], checkpointer: RunCheckpointer, result: str
+    ) -> None:
+        self.period, self.evaluate, self.checkpointer, self.result = period, evaluate, checkpointer, result
+        #: mIoU of the result in percent, on the first test set.
         self.best = -math.inf
 
     def state_dict(self) -> dict:
@@ -68,9 +71,9 @@ class EvaluationHook(hooks.HookBase):
     def _run(self) -> None:
         scores = self.evaluate()
         self.trainer.storage.put_scalars(**scores, smoothing_hint=False)
-        score = next(value for name, value in scores.items() if name.endswith("teacher/mIoU"))
+        score = next(value for name, value in scores.items() if name.endswith(f"{self.result}/mIoU"))
         if score > self.best:
             self.best = score
             self.checkpointer.save(BEST, tag=False)
-        logger.info(f"teacher mIoU {score:.2f} now, {self.best:.2f} at best ({BEST}.pth)")
+        logger.info(f"{self.result} mIoU {score:.2f} now, {self.best:.2f} at best ({BEST}.pth)")
         comm.synchronize()  # none begins the next step while the main process still writes

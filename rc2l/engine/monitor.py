@@ -5,26 +5,24 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from rc2l.semi.pseudo_label import PseudoLabels
+from rc2l.structures.label_map import with_ignored_as
+from rc2l.structures.views import PseudoLabels
 
 
-def pseudo_label_metrics(
-    pseudo: PseudoLabels, mixed_label_map: Tensor, class_names: list[str], ignore_value: int = 255
-) -> dict[str, Tensor]:
+def pseudo_label_metrics(pseudo: PseudoLabels, mixed_label_map: Tensor, class_names: list[str]) -> dict[str, Tensor]:
     """How a batch of pseudo labels looks: a collapsing teacher shows here long before it shows in the mIoU.
 
     Args:
         pseudo: the teacher's pseudo labels of the weak views.
         mixed_label_map: (B, H, W) uint8, what the student is trained on.
         class_names: K names.
-        ignore_value: label of ignored pixels.
 
     Returns:
         0-d tensors: share of pixels kept, mean confidence of all pixels, regions per image, and for each class its
         share of the kept pixels.
     """
     K = len(class_names)
-    slots = torch.where(mixed_label_map == ignore_value, K, mixed_label_map.long()).flatten(1)
+    slots = with_ignored_as(mixed_label_map, K).flatten(1)
     pixels = torch.zeros(len(slots), K + 1, device=slots.device)
     pixels = pixels.scatter_add_(1, slots, torch.ones_like(slots, dtype=pixels.dtype))[:, :K]
     counts = pixels.sum(0)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rc2l.data.datasets import dataset_family, load_records
 from rc2l.data.splits import Split
+from rc2l.semi.method import method_of
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class RunRecord:
 
     @cached_property
     def _trained(self) -> Tensor:
-        learns_from_both = self._cfg.SEMI.METHOD != "supervised"
+        learns_from_both = method_of(self._cfg).needs.unlabeled
         return torch.cat([self._data["labeled"], *([self._data["unlabeled"]] if learns_from_both else [])])
 
     def examine(self, path: object, content: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:

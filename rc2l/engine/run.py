@@ -31,9 +31,10 @@ from rc2l.engine.run_log import open_log, start_logging
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from rc2l.engine.training_check import check_training, explained_build
 from rc2l.evaluation import evaluate_networks
+from rc2l.modeling.weight_files import networks_in_file
 from rc2l.modeling.weight_sources import initial_weights, local_weights
 from rc2l.modeling.weights import load_weights
-from rc2l.semi.methods import Method
+from rc2l.semi.method import method_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,6 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
         cfg.TEST.MAX_IMAGES = 4
     check_config(cfg)
     check_training(cfg)
-    Method(cfg)
     return cfg
 
 
@@ -133,11 +133,12 @@ def prepare(cfg: CfgNode) -> SemiSupervisedTrainer:
     # Before the data: whoever has to fetch a file elsewhere shall know at once. The first process downloads it.
     if weights := initial_weights(cfg):
         raise_together(lambda: local_weights(weights))
-    split = build_split(cfg)
+    needs = method_of(cfg).needs
+    split = build_split(cfg, needs)
     log_split(split)
     with explained_build():
         trainer = SemiSupervisedTrainer(cfg, split)
-    raise_together(lambda: check_data(cfg, split, cfg.DATASETS.TEST))
+    raise_together(lambda: check_data(cfg, split, cfg.DATASETS.TEST, needs))
     return trainer
 
 
@@ -188,14 +189,10 @@ def evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, float]:
             "--eval-only needs weights: add MODEL.WEIGHTS <file>, or --resume for the newest of OUTPUT_DIR"
         )
     networks = {}
-    for name in ("teacher", "student"):
+    for name in networks_in_file(path) or ["model"]:
         with explained_build():
-            network = build_model(cfg)
-        report = load_weights(network, path, prefer=name, cfg=cfg, strict=True)
-        if not report.kind.endswith(name):  # not a checkpoint of ours: it holds a single network
-            networks = {"model": network}
-            break
-        networks[name] = network
+            networks[name] = build_model(cfg)
+        load_weights(networks[name], path, prefer="" if name == "model" else name, cfg=cfg, strict=True)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / "eval_only")

@@ -1,4 +1,4 @@
-"""The order of one training step, and the hooks around it. Nothing about maths."""
+"""The order of one training step, and the hooks around it. It knows no method by name, and nothing about maths."""
 
 import logging
 import time
@@ -13,35 +13,34 @@ from detectron2.engine import TrainerBase, hooks
 from detectron2.modeling import build_model
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rc2l.data.loader import TrainingBatch, build_test_loader, build_train_loader
+from rc2l.collectives import average_over_processes, broadcast_buffers, from_next_process, gather_over_processes
+from rc2l.data.loader import build_test_loader, build_train_loader
 from rc2l.data.splits import Split
 from rc2l.engine.checkpoint import RunCheckpointer
 from rc2l.engine.divergence import CollapseWatch, FiniteGuard, not_finite, write_dump
 from rc2l.engine.evaluation_hook import EvaluationHook
 from rc2l.engine.history import MetricHistory
-from rc2l.engine.launch import (
-    average_over_processes,
-    broadcast_buffers,
-    from_next_process,
-    gather_over_processes,
-)
 from rc2l.engine.monitor import pseudo_label_metrics, write_metrics
 from rc2l.engine.optimizer import amp_dtype, build_optimizer, clip_gradients
 from rc2l.engine.resume import RunRecord, keep_schedule
 from rc2l.engine.signals import Agreement, StopHook, StopRequest
 from rc2l.evaluation import evaluate_networks
-from rc2l.modeling.projection import TrainingNetwork, build_projection
+from rc2l.modeling.feature_dropout import FeatureDropout
+from rc2l.modeling.segmentor import Segmentor
+from rc2l.modeling.training_network import TrainingNetwork
 from rc2l.modeling.weight_sources import initial_weights
 from rc2l.modeling.weights import load_weights
-from rc2l.semi.adversary import Adversary
-from rc2l.semi.memory_bank import build_memory_bank, build_reco_bank
-from rc2l.semi.methods import Method
-from rc2l.semi.pseudo_label import PseudoLabels, pseudo_labels
-from rc2l.semi.strong_views import StrongViews, strong_views
-from rc2l.semi.teacher import Teacher
+from rc2l.semi.labeler import STUDENT
+from rc2l.semi.learner import Learner
+from rc2l.semi.method import method_of
+from rc2l.semi.pseudo_label import pseudo_labels
+from rc2l.semi.step import Step
+from rc2l.semi.views import strong_view, weak_view
+from rc2l.structures.training_batch import TrainingBatch
+from rc2l.structures.views import PseudoLabels, View
 
 logger = logging.getLogger(__name__)
 
@@ -70,23 +69,19 @@ class SemiSupervisedTrainer(TrainerBase):
         self.rank, self.world_size = comm.get_rank(), comm.get_world_size()
         self.device = torch.device(cfg.MODEL.DEVICE)
         torch.manual_seed(self.seed)  # the same initial weights in every process
-        self.student = build_model(cfg)
-        if weights := initial_weights(cfg):
-            load_weights(self.student, weights, cfg=cfg)
-        teacher = cfg.SEMI.TEACHER
-        self.teacher = Teacher(self.student, teacher.DECAY, cfg.SEMI.BURN_IN, teacher.AVERAGE_BUFFERS)
-        self.projection = build_projection(cfg, self.student)
-        self.memory_bank = build_memory_bank(cfg, self.student)
-        self.reco_bank = build_reco_bank(cfg)
-        self.method = Method(cfg, self.memory_bank, self.reco_bank)
-        self.adversary = Adversary(cfg) if self.method.name == "s4gan" else None
-        trained = [self.student] + ([self.projection] if self.projection else [])
+        self.class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).stuff_classes
+        self.method = method_of(cfg)
+        self.labeler = self.method.labeler(cfg, self._build_network)
+        students = self.labeler.students
+        self.learners = {
+            name: Learner(cfg, self.method, student, self.class_names) for name, student in students.items()
+        }
+        trained = [module for learner in self.learners.values() for module in learner.trained]
         self.optimizer = build_optimizer(cfg, *trained)
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)
         self.amp_dtype = amp_dtype(cfg)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
         self.parameters = [p for network in trained for p in network.parameters() if p.requires_grad]
-        self.class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).stuff_classes
         parts = self.parts_of_a_step()
         self.checkpointer = RunCheckpointer(
             parts.pop("model"),
@@ -100,7 +95,8 @@ class SemiSupervisedTrainer(TrainerBase):
         )
         self.record = RunRecord(cfg, split)
         self.checkpointer.examine = lambda path, content: self.record.examine(path, content, self.optimizer)
-        self.model = TrainingNetwork(self.student, self.projection) if self.projection else self.student
+        heads = {name: learner.heads for name, learner in self.learners.items()}
+        self.model: nn.Module = TrainingNetwork(students, heads)
         if self.world_size > 1:
             device_ids = [self.device.index or torch.cuda.current_device()] if self.device.type == "cuda" else None
             # Buffers are shared after the forward instead (see step), where the teacher and checkpoints take them.
@@ -109,16 +105,26 @@ class SemiSupervisedTrainer(TrainerBase):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.results: dict[str, float] = {}
         self.stop_agreed = False
-        self._guard = FiniteGuard(self.student, cfg.SOLVER.MAX_SKIPPED_STEPS if self.scaler.is_enabled() else 0)
-        #: What this process's last image was mixed with in the last step: first tensors of the next process.
-        self.following: list[Tensor] = []
+        self._guard = FiniteGuard(
+            nn.ModuleList(students.values()), cfg.SOLVER.MAX_SKIPPED_STEPS if self.scaler.is_enabled() else 0
+        )
+        #: What this process's last image was mixed with in this step: first tensors of the next process, by view.
+        self.following: list[list[Tensor]] = []
         self.stop_request = StopRequest()
         self._agreement = Agreement()
         collapse = cfg.SEMI.COLLAPSE
         self._collapse = CollapseWatch(collapse.MAX_CLASS_SHARE, collapse.MIN_KEPT_SHARE, collapse.PATIENCE)
         self._history = MetricHistory(cfg.OUTPUT_DIR, LOG_PERIOD) if comm.is_main_process() else None
-        self.evaluation = EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate, self.checkpointer)
+        self.evaluation = EvaluationHook(
+            cfg.TEST.EVAL_PERIOD, self.evaluate, self.checkpointer, result=next(iter(self.labeler.networks))
+        )
         self.register_hooks(self._build_hooks())
+
+    def _build_network(self) -> Segmentor:
+        network = build_model(self.cfg)
+        if weights := initial_weights(self.cfg):
+            load_weights(network, weights, cfg=self.cfg)
+        return network
 
     def _build_hooks(self) -> list[hooks.HookBase | None]:
         on_main = comm.is_main_process()
@@ -138,6 +144,7 @@ class SemiSupervisedTrainer(TrainerBase):
         return {
             "iteration": min(self.iter, self.max_iter - 1),
             "seed": self.seed,
+            "networks": list(self.labeler.networks),
             **self.evaluation.state_dict(),
             "world_size": self.world_size,
             "skipped_steps": self._guard.skipped_steps,
@@ -174,7 +181,7 @@ class SemiSupervisedTrainer(TrainerBase):
 
     def train(self) -> dict[str, float]:
         """Train up to SOLVER.MAX_ITER; returns the scores of the last evaluation."""
-        self._loader = build_train_loader(self.cfg, self.split, self.start_iter, seed=self.seed)
+        self._loader = build_train_loader(self.cfg, self.split, self.start_iter, self.seed, self.method.needs)
         self._batches = iter(self._loader)
         try:
             with self.stop_request:
@@ -196,13 +203,13 @@ class SemiSupervisedTrainer(TrainerBase):
         super().after_train()
 
     def evaluate(self) -> dict[str, float]:
-        """Scores of teacher and student on the test sets, by name."""
-        networks = {"teacher": self.teacher.model, "student": self.student}
-        broadcast_buffers(*networks.values())
-        self.results = evaluate_networks(self.cfg, networks, build_test_loader)
-        picture = self.method.relation_picture(self.class_names, self.iter) if comm.is_main_process() else None
-        if picture is not None:
-            self.storage.put_image("reco/class_relations", picture)
+        """Scores of every network on the test sets, by name."""
+        broadcast_buffers(*self.labeler.networks.values())
+        self.results = evaluate_networks(self.cfg, self.labeler.networks, build_test_loader)
+        if comm.is_main_process():
+            for name, learner in self.learners.items():
+                for picture_name, picture in learner.pictures(self.iter).items():
+                    self.storage.put_image(_name_of(name, picture_name), picture)
         return self.results
 
     def run_step(self) -> None:
@@ -231,33 +238,89 @@ class SemiSupervisedTrainer(TrainerBase):
             FloatingPointError: a loss or a gradient is not finite; weights and optimizer are as before the step.
         """
         self._guard.begin()
-        pseudo = views = None
-        images = batch.labeled_images
-        if self.method.semi_supervised and iteration >= self.cfg.SEMI.BURN_IN:
-            pseudo = self.label(batch)
-            views = self.mix(batch, pseudo)
-            images = torch.cat([images, views.images])
-
-        with self._autocast():
-            output = self.model(images)
-        output = output.float()
-        num_labeled = len(batch.labeled_images)
-        labeled, strong = output[:num_labeled], output[num_labeled:] if views else None
-        progress = iteration / self.max_iter
-        losses = self.method.losses(
-            labeled, batch.labeled_targets, strong, views, average_over_processes, progress=progress
-        )
-        if self.adversary and views:
-            normalized = self.student.normalize(images)
-            losses |= self.adversary.losses(
-                normalized, output, batch.labeled_targets, views.valid, average_over_processes
-            )
+        self.following = []
+        labeled = self.method.needs.unlabeled and iteration >= self.cfg.SEMI.BURN_IN
+        pseudo = self.label(batch) if labeled else {}
+        steps = self.forward(batch, pseudo, iteration)
+        losses = {
+            _name_of(name, key): value
+            for name, step in steps.items()
+            for key, value in self.learners[name].losses(step).items()
+        }
         total = sum(losses.values())
+        if not self._update_weights(total, losses, iteration):
+            return None
+        for name, step in steps.items():
+            self.learners[name].after_step(step)
+        followed = self.labeler.after_step(iteration)
 
+        def metrics() -> dict[str, Tensor]:
+            values = {"total_loss": total, **losses}
+            values |= {name: total.new_tensor(value) for name, value in followed.items()}
+            for name, step in steps.items():
+                watched = {}
+                if step.views:
+                    watched = pseudo_label_metrics(pseudo[name], step.views[0].targets, self.class_names)
+                watched |= self.learners[name].metrics()
+                values |= {_name_of(name, key): value for key, value in watched.items()}
+            return values
+
+        return metrics
+
+    def forward(self, batch: TrainingBatch, pseudo: dict[str, PseudoLabels], iteration: int) -> dict[str, Step]:
+        """One forward pass of all students on all their images; what each student's objectives then work with."""
+        needs = self.method.needs
+        weak = {name: weak_view(batch.unlabeled_images, batch.unlabeled_valid, each) for name, each in pseudo.items()}
+        views = {name: [self.mix(batch, each, v) for v in range(needs.strong_views)] for name, each in pseudo.items()}
+        images, num_labeled, num_unlabeled = {}, len(batch.labeled_images), len(batch.unlabeled_images)
+        for name in self.learners:
+            images[name] = [batch.labeled_images, *(view.images for view in views.get(name, []))]
+            if needs.perturbed and pseudo:
+                images[name].append(weak[name].images)
+        perturb = None
+        if needs.perturbed and pseudo:
+            perturb = FeatureDropout(num_labeled + needs.strong_views * num_unlabeled, dropped=num_unlabeled)
+        elif needs.complementary and pseudo:
+            perturb = FeatureDropout(num_labeled, paired=num_unlabeled)
+        with self._autocast():
+            joined = {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in images.items()}
+            outputs = self.model(joined, perturb)
+
+        group = self.optimizer.param_groups[0]
+        steps = {}
+        for name, learner in self.learners.items():
+            output = outputs[name].float()
+            strong = [
+                output[num_labeled + v * num_unlabeled : num_labeled + (v + 1) * num_unlabeled]
+                for v in range(len(views.get(name, [])))
+            ]
+            steps[name] = Step(
+                batch=batch,
+                labeled=output[:num_labeled],
+                views=views.get(name, []),
+                strong=strong,
+                weak=weak.get(name),
+                perturbed=output[-num_unlabeled:] if needs.perturbed and pseudo else None,
+                iteration=iteration,
+                progress=iteration / self.max_iter,
+                schedule=group["lr"] / group["initial_lr"],
+                matching=learner.matching,
+                match_views=needs.matches,
+                average=average_over_processes,
+                gather=gather_over_processes,
+            )
+        return steps
+
+    def _update_weights(self, total: Tensor, losses: dict[str, Tensor], iteration: int) -> bool:
+        """Backward pass and optimizer step; False if the step is skipped, which leaves everything as it was.
+
+        Raises:
+            FloatingPointError: see :meth:`step`.
+        """
         self.optimizer.zero_grad()
         self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer)
-        broadcast_buffers(self.student)
+        broadcast_buffers(*self.labeler.students.values())
         norm = clip_gradients(self.cfg, self.parameters)
         # Under fp16 the scaler looks after gradients: it skips the update and lowers its scale.
         checked = {"total_loss": total, **losses} | ({} if self.scaler.is_enabled() else {"gradient_norm": norm})
@@ -267,25 +330,12 @@ class SemiSupervisedTrainer(TrainerBase):
             self.optimizer.zero_grad()
             if self._guard.skip(iteration):
                 self.scaler.update()
-                return None
+                return False
             more = "" if not_finite(losses) else " (the losses of this process are finite)"
             raise FloatingPointError(f"not finite: {', '.join(bad) or 'a loss of another process'}{more}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.adversary:
-            group = self.optimizer.param_groups[0]
-            self.adversary.update(group["lr"] / group["initial_lr"], average_over_processes)
-        self.method.remember(gather_over_processes)
-        decay = self.teacher.update(self.student, iteration)
-
-        def metrics() -> dict[str, Tensor]:
-            values = {"total_loss": total, **losses, "teacher/decay": total.new_tensor(decay)}
-            if views:
-                values |= pseudo_label_metrics(pseudo, views.targets, self.class_names)
-            values |= self.method.watched(self.class_names) | (self.adversary.watched if self.adversary else {})
-            return values
-
-        return metrics
+        return True
 
     def _dump(self, batch: TrainingBatch, error: str) -> str:
         step = {"iteration": self.iter, "seed": self.seed, "rank": self.rank, "world_size": self.world_size}
@@ -295,31 +345,43 @@ class SemiSupervisedTrainer(TrainerBase):
 
     def parts_of_a_step(self) -> dict[str, object]:
         """What a step computes with, by the names that checkpoints and dumps give it; each has a state dict."""
-        parts = {"model": self.student, "teacher": self.teacher.model, "scaler": self.scaler}
-        optional = {"projection": self.projection, "memory_bank": self.memory_bank, "reco_bank": self.reco_bank}
-        optional |= {"adversary": self.adversary}
-        return parts | {name: part for name, part in optional.items() if part}
+        parts: dict[str, object] = {"scaler": self.scaler}
+        for name, network in self.labeler.networks.items():
+            parts["model" if name == STUDENT else name] = network
+        for name, learner in self.learners.items():
+            prefix = "" if name == STUDENT else f"{name}_"
+            parts[f"{prefix}objectives"] = learner
+            if learner.heads:
+                parts[f"{prefix}projection"] = learner.heads
+        return parts
 
     @torch.no_grad()
-    def label(self, batch: TrainingBatch) -> PseudoLabels:
-        """The teacher's pseudo labels of the weak views."""
-        with self._autocast():
-            output = self.teacher.model(batch.unlabeled_images, auxiliary=False)
-        minimum = self.cfg.SEMI.PSEUDO_LABEL.MIN_CONFIDENCE
-        entropy = self.method.needs_entropy
-        return pseudo_labels(output.float(), batch.unlabeled_valid, minimum, with_entropy=entropy)
+    def label(self, batch: TrainingBatch) -> dict[str, PseudoLabels]:
+        """The pseudo labels of the weak views for each student, from whoever labels for it."""
+        minimum, entropy = self.cfg.SEMI.PSEUDO_LABEL.MIN_CONFIDENCE, self.method.needs.entropy
+        labels: dict[str, PseudoLabels] = {}
+        for name in self.learners:
+            network = self.labeler.labels_for(name)
+            training = network.training
+            network.eval()
+            with self._autocast():
+                output = network(batch.unlabeled_images, auxiliary=False)
+            network.train(training)
+            labels[name] = pseudo_labels(output.float(), batch.unlabeled_valid, minimum, with_entropy=entropy)
+        return labels
 
-    def mix(self, batch: TrainingBatch, pseudo: PseudoLabels) -> StrongViews:
-        """The strong views of the unlabelled images, mixed as one batch over all processes."""
-        images = batch.strong_images
+    def mix(self, batch: TrainingBatch, pseudo: PseudoLabels, number: int) -> View:
+        """One of the strong views of the unlabelled images, mixed as one batch over all processes."""
+        images = batch.strong_images[number]
         first = self.rank * len(images)  # position in the step's batch
-        generators = [self._generator("mixing", first + i) for i in range(len(images))]
-        return strong_views(self.cfg, images, batch.unlabeled_valid, pseudo, generators, self.exchange)
+        purpose = f"mixing{number or ''}"
+        generators = [self._generator(purpose, first + i) for i in range(len(images))]
+        return strong_view(self.cfg, images, batch.unlabeled_valid, pseudo, generators, self.exchange)
 
     def exchange(self, tensors: list[Tensor]) -> list[Tensor]:
         """Tensors of the next process's first image, for this process's own."""
-        self.following = from_next_process(tensors)
-        return self.following
+        self.following.append(from_next_process(tensors))
+        return self.following[-1]
 
     def seed_step(self) -> None:
         """Set torch's generator, which dropout draws from, to the start of this iteration."""
@@ -331,3 +393,8 @@ class SemiSupervisedTrainer(TrainerBase):
 
     def _autocast(self):
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
+
+
+def _name_of(student: str, name: str) -> str:
+    """Of a loss or number in the metrics: the one student's stand alone, those of others behind their name."""
+    return name if student == STUDENT else f"{student}/{name}"

@@ -18,6 +18,7 @@ from rc2l.data.mapper import LabeledMapper, UnlabeledMapper
 from rc2l.engine.entry_point import is_lack_of_memory
 from rc2l.engine.optimizer import amp_dtype
 from rc2l.modeling.segmentor import Segmentor
+from rc2l.semi.method import method_of
 
 
 def check_training(cfg: CfgNode) -> None:
@@ -35,7 +36,7 @@ def check_training(cfg: CfgNode) -> None:
             raise ValueError(f"DATASETS.{key} is empty: name a dataset {purpose}")
     LabeledMapper(cfg)
     batch_size(cfg, "IMS_PER_BATCH", comm.get_world_size())
-    if cfg.SEMI.METHOD != "supervised":
+    if method_of(cfg).needs.unlabeled:
         UnlabeledMapper(cfg)
         batch_size(cfg, "IMS_PER_BATCH_UNLABELED", comm.get_world_size())
 

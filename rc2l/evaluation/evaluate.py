@@ -34,7 +34,7 @@ def evaluate_networks(
 
     Args:
         cfg: read are DATASETS.TEST, MODEL.SEM_SEG_HEAD.NUM_CLASSES, MODEL.DEVICE and OUTPUT_DIR.
-        networks: by name; "teacher" goes first, the rest in the order given.
+        networks: by name, in this order.
         build_loader: called with cfg and dataset name; its loader has a length and gives lists of dicts, each with the
             label map ``sem_seg`` (H0, W0) uint8 at original size beside what the network reads.
 
@@ -51,9 +51,9 @@ def evaluate_networks(
     results = {}
     for dataset_name in cfg.DATASETS.TEST:
         prefix = f"{dataset_name}/" if len(cfg.DATASETS.TEST) > 1 else ""
-        for name in sorted(networks, key=lambda name: name != "teacher"):
+        for name, network in networks.items():
             evaluator = SemSegEvaluator(dataset_name, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.DEVICE)
-            scores = inference_on_dataset(networks[name], build_loader(cfg, dataset_name), evaluator)
+            scores = inference_on_dataset(network, build_loader(cfg, dataset_name), evaluator)
             results |= {f"{prefix}{name}/{key}": scores[key] for key in _SUMMARY}
             results |= {f"{prefix}{name}/IoU/{c}": iou for c, iou in scores["IoU"].items() if not math.isnan(iou)}
             if comm.is_main_process():

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rc2l.losses.class_groups import ClassGroups
+from rc2l.structures.class_groups import ClassGroups
 
 #: Rows of one class that are compared with its memory at once.
 _ROWS = 128

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rc2l.losses.class_groups import ClassGroups
 from rc2l.losses.density import local_density
+from rc2l.structures.class_groups import ClassGroups
 
 ANCHORS = ("low_density", "random", "low_confidence")
 POSITIVES = ("high_density", "average", "high_confidence")
@@ -65,7 +65,7 @@ class DgclOptions:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the memory bank holds, as the loss reads it (see :class:`rc2l.semi.memory_bank.MemoryBank`)."""
+    """What the memory bank holds, as the loss reads it (see :class:`rc2l.semi.density_memory.MemoryBank`)."""
 
     #: (K, m, C_f) of length 1 each, and (K, m, C) as the projection head gave them.
     features: Tensor

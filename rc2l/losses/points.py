@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rc2l.losses.regions import Regions
+from rc2l.structures.regions import Regions
 
 #: Masks whose candidate points are in memory together.
 _MASKS_AT_ONCE = 64

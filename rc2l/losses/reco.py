@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rc2l.losses.dgcl import Memory
 from rc2l.losses.pixel_groups import PixelGroups
+from rc2l.structures.class_ring import ClassRing
+from rc2l.structures.label_map import with_ignored_as
 
 QUERIES = ("active", "random", "easy")
 KEYS = ("active", "random")
@@ -100,7 +101,7 @@ def class_means(representation: Tensor, labels: Tensor, num_classes: int) -> Ten
     return (features @ member).sum(0).T / member.sum((0, 1))[:, None].clamp(min=1)
 
 
-def memory_means(memory: Memory) -> Tensor:
+def memory_means(memory: ClassRing) -> Tensor:
     """(K, C) mean projection of each class over the entries of a bank, 0 where it holds none."""
     filled = torch.arange(memory.projections.shape[1], device=memory.count.device) < memory.count[:, None]
     sums = torch.einsum("kmc,km->kc", memory.projections, filled.to(memory.projections.dtype))
@@ -190,9 +191,8 @@ def reco_loss(
     own_probability: Tensor,
     num_classes: int,
     options: RecoOptions = RecoOptions(),  # noqa: B008  frozen
-    ignore_value: int = 255,
     generator: torch.Generator | None = None,
-    memory: Memory | None = None,
+    memory: ClassRing | None = None,
 ) -> Reco:
     """ReCo loss of a mini-batch of labelled and pseudo-labelled pixels (eq. 1 to 4).
 
@@ -202,12 +202,11 @@ def reco_loss(
 
     Args:
         representation: (B, C, h, w) output of the projection head.
-        labels: (B, h, w) integers in 0..num_classes-1; ``ignore_value`` where a pixel is not used: no label, or a
+        labels: (B, h, w) integers in 0..num_classes-1; 255 where a pixel is not used: no label, or a
             pseudo label below delta_w.
         own_probability: (B, h, w) in [0, 1], the predicted probability of the pixel's own label; no gradient.
         num_classes: K.
         options: sampling and temperatures.
-        ignore_value: label of pixels that are not used.
         generator: source of randomness, on the tensors' device; torch's own by default.
         memory: a bank whose projections take the place of the mini-batch's pixels in class means, relation graph and
             keys (appendix B, "feature bank methods"); a class of which it holds nothing is not active.
@@ -221,7 +220,7 @@ def reco_loss(
             f"representation is {tuple(representation.shape)}, so labels and own_probability must be {(B, h, w)}, but "
             f"they are {tuple(labels.shape)} and {tuple(own_probability.shape)}"
         )
-    labels = torch.where(labels == ignore_value, num_classes, labels.long())
+    labels = with_ignored_as(labels, num_classes)
     candidate = query_candidates(own_probability, options)
     groups = PixelGroups.of(labels, candidate, num_classes)
     pixels = representation.permute(0, 2, 3, 1).reshape(B * h * w, C)

@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rc2l.structures.label_map import IGNORE
+
 
 def pixel_cross_entropy(
     logits: Tensor,
     targets: Tensor,
     image_weights: Tensor | None = None,
-    ignore_value: int = 255,
     average: Callable[[Tensor], Tensor] = lambda totals: totals,
 ) -> Tensor:
     """Mean over the valid pixels of the batch of image weight times cross-entropy; 0, with a graph, where none is.
@@ -21,19 +22,18 @@ def pixel_cross_entropy(
 
     Args:
         logits: (B, K, H, W).
-        targets: (B, H, W) integers in 0..K-1 or ``ignore_value``.
+        targets: (B, H, W) integers in 0..K-1 or 255.
         image_weights: (B,) at least 0; ones by default.
-        ignore_value: label of pixels that don't count.
         average: mean of a tensor over processes, so that N processes give the gradient of one with the joined batch.
     """
-    loss = F.cross_entropy(logits, targets.long(), ignore_index=ignore_value, reduction="none").flatten(1).sum(1)
+    loss = F.cross_entropy(logits, targets.long(), ignore_index=IGNORE, reduction="none").flatten(1).sum(1)
     if image_weights is not None:
         loss = loss * image_weights
-    valid = (targets != ignore_value).sum().to(loss.dtype)
+    valid = (targets != IGNORE).sum().to(loss.dtype)
     return loss.sum() / average(valid).clamp(min=torch.finfo(valid.dtype).tiny)
 
 
-def confident_share(confidence: Tensor, targets: Tensor, threshold: float, ignore_value: int = 255) -> Tensor:
+def confident_share(confidence: Tensor, targets: Tensor, threshold: float) -> Tensor:
     """eta of ReCo eq. 5 for each image: share of its valid pixels whose confidence is at least delta_s.
 
     The official code counts ignored pixels among the confident ones, so that the share can exceed 1; here it cannot.
@@ -41,6 +41,6 @@ def confident_share(confidence: Tensor, targets: Tensor, threshold: float, ignor
     Shape:
         confidence (B, H, W) in [0, 1]; targets (B, H, W) integers. Result (B,) in [0, 1], 0 without any valid pixel.
     """
-    valid = targets != ignore_value
+    valid = targets != IGNORE
     confident = valid & (confidence >= threshold)
     return confident.flatten(1).sum(1) / valid.flatten(1).sum(1).clamp(min=1)

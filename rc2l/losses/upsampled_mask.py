@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rc2l.losses.mask import FOCAL_ALPHA
-from rc2l.losses.regions import Regions
+from rc2l.structures.regions import Regions
 
 #: Pixels at crop size that are worked on at once on a GPU; each takes some 40 bytes then.
 _PIXELS_AT_ONCE = 1 << 24

@@ -7,10 +7,10 @@ from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, buil
 from torch import Tensor, nn
 
 from rc2l.modeling.masked_attention import NUM_LEVELS, MaskedAttentionPredictor
-from rc2l.modeling.outputs import SegmentationOutput
 from rc2l.modeling.pixel_decoder import build_pixel_decoder
 from rc2l.modeling.segmentor import Segmentor
 from rc2l.modeling.transformer_decoder import TransformerPredictor
+from rc2l.structures.outputs import SegmentationOutput
 
 # What MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE may name beside a backbone feature.
 _ENCODED, _PIXEL_EMBEDDING = "transformer_encoder", "pixel_embedding"

@@ -7,9 +7,9 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rc2l.modeling.outputs import SegmentationOutput
 from rc2l.modeling.position_encoding import sine_position_encoding
 from rc2l.modeling.transformer import MLP, init_xavier
+from rc2l.structures.outputs import SegmentationOutput
 
 #: Feature levels that the layers look at in turn, coarsest first.
 NUM_LEVELS = 3

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rc2l.losses.mask import FOCAL_ALPHA
-from rc2l.losses.regions import Regions
+from rc2l.structures.regions import Regions
 
 #: Stands for a cost that is not finite: lower than any other.
 _NOT_FINITE = -1e6

@@ -6,8 +6,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, buil
 from detectron2.projects.deeplab import DeepLabV3PlusHead
 from torch import Tensor, nn
 
-from rc2l.modeling.outputs import SegmentationOutput
 from rc2l.modeling.segmentor import Segmentor, probe_head
+from rc2l.structures.outputs import SegmentationOutput
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from rc2l.losses.points import PointSampling, RegionPoints, point_costs, sample_maps
-from rc2l.losses.regions import Regions
 from rc2l.modeling.matcher import HungarianMatcher
+from rc2l.structures.regions import Regions
 
 
 class PointMatcher(HungarianMatcher):

@@ -1,6 +1,7 @@
 """What all segmentation meta-architectures share: input normalization, raw outputs for training, semantic inference."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rc2l.modeling.folded_norm import fold_frozen_norms
-from rc2l.modeling.outputs import SegmentationOutput, semantic_scores
+from rc2l.structures.outputs import SegmentationOutput, semantic_scores
 
 
 class Segmentor(nn.Module):
@@ -69,7 +70,10 @@ class Segmentor(nn.Module):
         return (images.to(self.pixel_mean) - self.pixel_mean) / self.pixel_std
 
     def forward(
-        self, images: Tensor | list[dict], auxiliary: bool = True
+        self,
+        images: Tensor | list[dict],
+        auxiliary: bool = True,
+        perturb: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
     ) -> SegmentationOutput | list[dict[str, Tensor]]:
         """Raw outputs for a tensor of images, or semantic inference for detectron2's list of dicts.
 
@@ -78,6 +82,7 @@ class Segmentor(nn.Module):
                 mode, a list of dicts with "image" (C, h, w) and optionally "height" and "width", the result's size.
             auxiliary: for a tensor: give the earlier decoder layers' outputs too, where the model has them; the teacher
                 does without.
+            perturb: for a tensor: changes the backbone's features on their way to the head (UniMatch).
 
         Returns:
             For a tensor a :class:`SegmentationOutput`; for a list ``[{"sem_seg": (K, height, width)}]``, scores of at
@@ -90,7 +95,8 @@ class Segmentor(nn.Module):
         if isinstance(images, Tensor):
             if images.dim() != 4 or images.shape[1] != len(self.pixel_mean):
                 raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, {len(self.pixel_mean)}, H, W)")
-            return self.sem_seg_head(self.backbone(self.normalize(images)), auxiliary)
+            features = self.backbone(self.normalize(images))
+            return self.sem_seg_head(perturb(features) if perturb else features, auxiliary)
         if self.training:
             raise TypeError(
                 f"{type(self).__name__} in train mode takes an image tensor (B, 3, H, W) and returns raw outputs; "

@@ -6,9 +6,9 @@ from detectron2.layers import Conv2d
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from rc2l.modeling.outputs import SegmentationOutput
 from rc2l.modeling.position_encoding import sine_position_encoding
 from rc2l.modeling.transformer import MLP, TransformerDecoder, TransformerEncoder, init_xavier
+from rc2l.structures.outputs import SegmentationOutput
 
 
 class Transformer(nn.Module):

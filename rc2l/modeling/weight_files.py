@@ -90,16 +90,31 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
+def networks_of(content: dict) -> list[str]:
+    """Names of the networks in a checkpoint of ours, the result of its run first; [] in other files.
+
+    The entry ``model`` is the network called student, every other one has its own name.
+    """
+    trainer = content.get("trainer")
+    if isinstance(trainer, dict) and isinstance(trainer.get("networks"), list):
+        return [str(name) for name in trainer["networks"]]
+    # Files of before don't say.
+    return ["teacher", "student"] if isinstance(content.get("teacher"), dict) else []
+
+
 def _select(content: object, prefer: str, name: str) -> tuple[dict, str, str]:
     """(state dict, what it is, author) of a file's content."""
     if not isinstance(content, dict):
         raise ValueError(f"MODEL.WEIGHTS: {name} holds a {type(content).__name__}, not named tensors; {_RESAVE}")
     author = str(content.get("__author__", ""))
     if isinstance(content.get("model"), dict):
-        teacher = content.get("teacher")
-        if isinstance(teacher, dict):
-            return (teacher, "teacher", author) if prefer == "teacher" else (content["model"], "student", author)
-        return content["model"], "", author
+        networks = networks_of(content)
+        if not networks:
+            return content["model"], "", author
+        chosen = prefer or networks[0]
+        if chosen not in networks:
+            raise ValueError(f"{name} holds the networks {', '.join(networks)}, but no {chosen}")
+        return content["model" if chosen == "student" else chosen], chosen, author
     for key in ("state_dict", "blobs"):
         if isinstance(content.get(key), dict):
             return content[key], "", author
@@ -120,14 +135,14 @@ def _to_tensors(state: dict) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, rest
 
 
-def read_weight_file(path: str, prefer: str = "teacher", network: nn.Module | None = None) -> WeightFile:
+def read_weight_file(path: str, prefer: str = "", network: nn.Module | None = None) -> WeightFile:
     """Read a weight file of any format that is registered; no code that a file may contain is run.
 
     Formats (:mod:`~rc2l.modeling.weight_formats`, which others can add to): what the network or its backbone saves
     under its own names; ResNets of torchvision, detectron2's model zoo (``{"model": ...}``) and Caffe2; MaskFormer
     checkpoints with current or legacy names; for a timm backbone, timm's own files and the official ones that timm
-    reads; a checkpoint of ours (``{"model": student, "teacher": ...}``), of which ``prefer`` chooses "teacher" (the
-    student where there is none) or "student".
+    reads; a checkpoint of ours (``{"model": student, "teacher": ...}``), of which ``prefer`` chooses a network by name
+    ("": the result of its run, usually the teacher).
 
     Args:
         path: a file (``.pth``, ``.pkl``, ``.safetensors``, ...) or an address, see
@@ -139,8 +154,6 @@ def read_weight_file(path: str, prefer: str = "teacher", network: nn.Module | No
         FileNotFoundError: no such file, or it cannot be fetched.
         ValueError: unsafe, damaged or without tensors; unknown ``prefer``.
     """
-    if prefer not in ("teacher", "student"):
-        raise ValueError(f"prefer is '{prefer}'; choose teacher or student")
     local = local_weights(path)
     state, role, author = _select(_deserialize(local, path), prefer, path)
     tensors, not_tensors = _to_tensors(state)
@@ -149,3 +162,13 @@ def read_weight_file(path: str, prefer: str = "teacher", network: nn.Module | No
     tensors, kind, expected_input = interpret(tensors, WeightSource(path, local, author), network)
     kind = f"{kind}, {role}" if role else kind
     return WeightFile(path, _sha256(local), kind, expected_input, tensors, not_tensors)
+
+
+def networks_in_file(path: str) -> list[str]:
+    """Names of the networks in a checkpoint of ours, the result of its run first; [] where the file is another's.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_weight_file`.
+    """
+    content = _deserialize(local_weights(path), path)
+    return networks_of(content) if isinstance(content, dict) else []

@@ -64,7 +64,7 @@ class LoadReport:
 
 
 def load_weights(
-    model: nn.Module, path: str, *, prefer: str = "teacher", cfg: CfgNode | None = None, strict: bool = False
+    model: nn.Module, path: str, *, prefer: str = "", cfg: CfgNode | None = None, strict: bool = False
 ) -> LoadReport:
     """Fill a model from a weight file, as far as names and shapes fit, in place.
 
@@ -76,7 +76,7 @@ def load_weights(
         path: a file, or ``package://``, ``timm://``, ``hf-hub:``, ``https://``, ``detectron2://`` and other addresses
             that detectron2's PathManager knows; see :func:`~rc2l.modeling.weight_files.read_weight_file`. "" loads
             nothing.
-        prefer: "teacher" or "student", of a checkpoint of ours.
+        prefer: "teacher", "student" or another network of a checkpoint of ours; "": the result of its run.
         cfg: if given, a warning is raised where the weights expect another input than it gives.
         strict: for evaluation: raise if any tensor of the model is not filled completely.
 

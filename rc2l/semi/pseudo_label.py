@@ -1,23 +1,11 @@
 """From teacher outputs to pseudo labels: a label map and a confidence map (RC²L section 3.1, z^t)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from rc2l.modeling.outputs import SegmentationOutput
-
-
-@dataclass
-class PseudoLabels:
-    """Pseudo labels of a batch at crop resolution."""
-
-    #: (B, H, W) uint8, 255 = ignored.
-    label_map: Tensor
-    #: (B, H, W) float32 in [0, 1]: share of the most probable class in the sum over classes.
-    confidence: Tensor
-    #: (B, H, W) float32, at least 0, in nats: of the distribution over classes; None where nothing asks for it.
-    entropy: Tensor | None = None
+from rc2l.structures.label_map import IGNORE, with_ignored_as
+from rc2l.structures.outputs import SegmentationOutput
+from rc2l.structures.views import PseudoLabels
 
 
 @torch.no_grad()
@@ -25,7 +13,6 @@ def pseudo_labels(
     output: SegmentationOutput,
     valid: Tensor,
     min_confidence: float = 0.0,
-    ignore_value: int = 255,
     with_entropy: bool = False,
 ) -> PseudoLabels:
     """Class scores of every pixel of the crop, normalised over classes: argmax and maximum.
@@ -34,7 +21,6 @@ def pseudo_labels(
         output: the teacher's outputs on the weak views.
         valid: (B, H, W) bool, False where the crop is padding; such pixels are ignored.
         min_confidence: pixels below it, in [0, 1], are ignored.
-        ignore_value: label of ignored pixels.
         with_entropy: compute the entropy too.
     """
     scores = output.class_scores(valid.shape[-2:])
@@ -43,7 +29,7 @@ def pseudo_labels(
     confidence = best / total
     keep = valid & (confidence >= min_confidence)
     entropy = torch.special.entr(scores / total[:, None]).sum(1) if with_entropy else None
-    return PseudoLabels(torch.where(keep, label_map, ignore_value).to(torch.uint8), confidence * valid, entropy)
+    return PseudoLabels(torch.where(keep, label_map, IGNORE).to(torch.uint8), confidence * valid, entropy)
 
 
 def most_certain(entropy: Tensor, candidates: Tensor, share: float) -> Tensor:
@@ -59,7 +45,7 @@ def most_certain(entropy: Tensor, candidates: Tensor, share: float) -> Tensor:
     return candidates & (entropy <= ordered.gather(0, kept.view(1) - 1))
 
 
-def drop_small_regions(label_map: Tensor, min_area: int, num_classes: int, ignore_value: int = 255) -> Tensor:
+def drop_small_regions(label_map: Tensor, min_area: int, num_classes: int) -> Tensor:
     """Ignore the classes that cover fewer than ``min_area`` pixels of an image.
 
     Shape:
@@ -68,8 +54,8 @@ def drop_small_regions(label_map: Tensor, min_area: int, num_classes: int, ignor
     if min_area <= 1:
         return label_map
     B = len(label_map)
-    slots = torch.where(label_map == ignore_value, num_classes, label_map.long()).flatten(1)
+    slots = with_ignored_as(label_map, num_classes).flatten(1)
     area = torch.zeros(B, num_classes + 1, dtype=torch.int64, device=label_map.device)
     area.scatter_add_(1, slots, torch.ones_like(slots))
     small = (area < min_area).gather(1, slots).view_as(label_map)
-    return torch.where(small, ignore_value, label_map)
+    return torch.where(small, IGNORE, label_map)

@@ -1,9 +1,14 @@
 """The teacher: an exponential moving average of the student (RC²L eq. 4, Mean Teacher)."""
 
 import copy
+from collections.abc import Callable
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
+
+from rc2l.modeling.segmentor import Segmentor
+from rc2l.semi.labeler import STUDENT, Labeler
 
 
 def ema_decay(step: int, tau: float) -> float:
@@ -52,3 +57,23 @@ class Teacher:
         decay = ema_decay(step, self.tau)
         ema_update(self.model, student, decay, self.average_buffers)
         return decay
+
+
+class EmaTeacher(Labeler):
+    """A student and its moving average, which labels and is the result (Mean Teacher, RC²L section 3.1)."""
+
+    def __init__(self, cfg: CfgNode, build: Callable[[], Segmentor]) -> None:
+        super().__init__(cfg, build)
+        options = cfg.SEMI.TEACHER
+        student = self.students[STUDENT]
+        self.teacher = Teacher(student, options.DECAY, cfg.SEMI.BURN_IN, options.AVERAGE_BUFFERS)
+
+    @property
+    def networks(self) -> dict[str, Segmentor]:
+        return {"teacher": self.teacher.model, **self.students}
+
+    def labels_for(self, student: str) -> Segmentor:
+        return self.teacher.model
+
+    def after_step(self, iteration: int) -> dict[str, float]:
+        return {"teacher/decay": self.teacher.update(self.students[STUDENT], iteration)}

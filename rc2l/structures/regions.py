@@ -6,15 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-def sample_nearest(maps: Tensor, height: int, width: int) -> Tensor:
-    """Nearest neighbours: source row floor(i * H / height), columns alike. Shape: (B, H, W) -> (B, height, width)."""
-    if maps.shape[-2:] == (height, width):
-        return maps
-    H, W = maps.shape[-2:]
-    rows = torch.arange(height, device=maps.device) * H // height
-    columns = torch.arange(width, device=maps.device) * W // width
-    return maps[:, rows[:, None], columns]
+from rc2l.structures.label_map import IGNORE, sample_nearest
 
 
 @dataclass
@@ -32,13 +24,13 @@ class Regions:
     valid: Tensor
 
     @classmethod
-    def from_label_map(cls, label_map: Tensor, num_classes: int, ignore_value: int = 255) -> "Regions":
+    def from_label_map(cls, label_map: Tensor, num_classes: int) -> "Regions":
         """One slot per class: slot k holds the pixels of class k.
 
         Shape:
-            label_map (B, H, W), integers in 0..num_classes-1 or ignore_value.
+            label_map (B, H, W), integers in 0..num_classes-1 or 255.
         """
-        valid = label_map != ignore_value
+        valid = label_map != IGNORE
         index = torch.where(valid, label_map.long(), -1)
         labels = torch.arange(num_classes, device=label_map.device).expand(len(label_map), -1)
         return cls(index, labels, valid)

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rc2l.losses.points import PointSampling, sampled_mask_losses
-from rc2l.losses.regions import Regions
 from rc2l.losses.upsampled_mask import upsampled_mask_losses
+from rc2l.structures.regions import Regions
 
 
 def set_criterion(

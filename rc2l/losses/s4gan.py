@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rc2l.structures.label_map import IGNORE
+
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Binary cross-entropy: real label maps towards 1, predicted ones towards 0. Shape: (B,) each."""
@@ -19,7 +21,7 @@ def feature_matching_loss(real_features: Tensor, fake_features: Tensor) -> Tenso
     return (real_features.detach().mean(0) - fake_features.mean(0)).abs().mean()
 
 
-def one_hot_targets(targets: Tensor, probabilities: Tensor, ignore_value: int = 255) -> Tensor:
+def one_hot_targets(targets: Tensor, probabilities: Tensor) -> Tensor:
     """Labels as the discriminator sees them: one-hot, and the prediction where a pixel is ignored; no gradient.
 
     Otherwise ignored pixels alone would tell real from predicted.
@@ -27,6 +29,6 @@ def one_hot_targets(targets: Tensor, probabilities: Tensor, ignore_value: int = 
     Shape:
         targets (B, H, W) integers; probabilities (B, K, H, W). Result (B, K, H, W).
     """
-    ignored = targets == ignore_value
+    ignored = targets == IGNORE
     hot = F.one_hot(torch.where(ignored, 0, targets.long()), probabilities.shape[1]).movedim(-1, 1)
     return torch.where(ignored[:, None], probabilities.detach(), hot.to(probabilities.dtype))

@@ -1,15 +1,14 @@
 """The projection heads of pixel contrast, kept outside the segmentation model: neither teacher nor export has one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from detectron2.config import CfgNode
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rc2l.modeling.outputs import SegmentationOutput
 from rc2l.modeling.segmentor import Segmentor
+from rc2l.structures.outputs import SegmentationOutput
 
 
 class ProjectionHead(nn.Module):
@@ -30,35 +29,35 @@ class ProjectionHead(nn.Module):
 
 
 class ProjectionHeads(nn.ModuleDict):
-    """The projection head of each loss that contrasts pixels, by its name: ``reco``, ``dgcl``."""
+    """The head of each objective that has one, by the objective's name: ``reco``, ``dgcl``."""
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """As of any module. Files from before there were two kinds of heads hold that of ReCo, without its name."""
-        if all(name.startswith("layers.") for name in state_dict):
+        if state_dict and all(name.startswith("layers.") for name in state_dict):
             state_dict = {f"reco.{name}": value for name, value in state_dict.items()}
         return super().load_state_dict(state_dict, *args, **kwargs)
 
 
-def build_projection(cfg: CfgNode, network: Segmentor) -> ProjectionHeads | None:
-    """The projection heads for a network's per-pixel features; None where neither RECO nor DGCL is ENABLED."""
-    channels = {name: node.DIM for name, node in (("reco", cfg.RECO), ("dgcl", cfg.DGCL)) if node.ENABLED}
-    if not channels:
-        return None
-    in_channels = network.pixel_feature_channels
-    heads = ProjectionHeads({name: ProjectionHead(in_channels, number) for name, number in channels.items()})
-    return heads.to(network.device)
-
-
 class TrainingNetwork(nn.Module):
-    """The student with its projection heads, in one forward pass as distributed training needs it."""
+    """The students with their projection heads, in one forward pass as distributed training needs it.
 
-    def __init__(self, network: Segmentor, projection: ProjectionHeads) -> None:
+    Args:
+        students: by name.
+        heads: of each student, by the name of their objective.
+    """
+
+    def __init__(self, students: Mapping[str, Segmentor], heads: Mapping[str, ProjectionHeads]) -> None:
         super().__init__()
-        self.network = network
-        self.projection = projection
+        self.students = nn.ModuleDict(students)
+        self.heads = nn.ModuleDict(heads)
 
-    def forward(self, images: Tensor) -> SegmentationOutput:
-        """The network's output with ``representations``."""
-        output = self.network(images)
-        output.representations = {name: head(output.pixel_features) for name, head in self.projection.items()}
-        return output
+    def forward(
+        self, images: Mapping[str, Tensor], perturb: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    ) -> dict[str, SegmentationOutput]:
+        """Each student's output, with ``representations``, on its images (B, 3, H, W); see :class:`Segmentor`."""
+        outputs = {}
+        for name, student in self.students.items():
+            outputs[name] = output = student(images[name], perturb=perturb)
+            heads = self.heads[name].items()
+            output.representations = {head_name: head(output.pixel_features) for head_name, head in heads}
+        return outputs

@@ -1,7 +1,6 @@
-"""Strong views: mixed images of the unlabelled batch, with the pseudo labels mixed alike (RC²L section 3.1)."""
+"""The views of the unlabelled batch: images mixed, with the pseudo labels alike (RC²L section 3.1), and plain ones."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,34 +8,19 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from rc2l.data.mixing import cutmix_boxes, half_area_boxes, mix_views
-from rc2l.semi.pseudo_label import PseudoLabels, drop_small_regions
-
-
-@dataclass
-class StrongViews:
-    """What the student sees of the unlabelled batch, and what it must predict there."""
-
-    #: (B_u, 3, H, W) 0..255.
-    images: Tensor
-    #: (B_u, H, W) uint8, 255 = ignored.
-    targets: Tensor
-    #: (B_u, H, W) float32 in [0, 1], the teacher's.
-    confidence: Tensor
-    #: (B_u, H, W) float32, the teacher's, in nats, where the pseudo labels have one.
-    entropy: Tensor | None = None
-    #: (B_u, H, W) bool, False where the view shows padding, its own or a pasted one.
-    valid: Tensor | None = None
+from rc2l.semi.pseudo_label import drop_small_regions
+from rc2l.structures.views import PseudoLabels, View
 
 
 @torch.no_grad()
-def strong_views(
+def strong_view(
     cfg: CfgNode,
     images: Tensor,
     valid: Tensor,
     pseudo: PseudoLabels,
     generators: Sequence[np.random.Generator],
     exchange: Callable[[list[Tensor]], list[Tensor]] = list,
-) -> StrongViews:
+) -> View:
     """Mix images and pseudo labels as SEMI.MIXING says; classes left with too few pixels are ignored.
 
     Args:
@@ -54,6 +38,8 @@ def strong_views(
         boxes = half_area_boxes(generators, H, W)
     else:
         boxes = cutmix_boxes(generators, H, W, mixing.AREA, mixing.ASPECT_RATIO)
+    if mixing.PROB < 1:
+        boxes[[generator.uniform() >= mixing.PROB for generator in generators]] = 0
     entropy = [] if pseudo.entropy is None else [pseudo.entropy]
     mixed, label_map, confidence, valid, *entropy = mix_views(
         mixing.NAME,
@@ -69,4 +55,9 @@ def strong_views(
         exchange=exchange,
     )
     targets = drop_small_regions(label_map, cfg.SEMI.PSEUDO_LABEL.MIN_AREA, num_classes)
-    return StrongViews(mixed, targets, confidence, *(entropy or [None]), valid)
+    return View(mixed, targets, confidence, valid, *entropy)
+
+
+def weak_view(images: Tensor, valid: Tensor, pseudo: PseudoLabels) -> View:
+    """The images that were labelled, as they were. Arguments as :func:`strong_view`."""
+    return View(images, pseudo.label_map, pseudo.confidence, valid, pseudo.entropy)

@@ -1,4 +1,4 @@
-"""The memory bank: order, overflow, densities as the official code has them, processes that agree, and its state."""
+"""The memory of DGCL: order, overflow, densities as the official code has them, processes that agree, and its state."""
 
 from pathlib import Path
 
@@ -8,34 +8,35 @@ import torch
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from rc2l.engine.launch import gather_over_processes
+from rc2l.collectives import gather_over_processes
 from rc2l.losses.density import local_density
-from rc2l.semi.memory_bank import MemoryBank, choose_entries
+from rc2l.semi.density_memory import DensityMemory
+from rc2l.structures.class_ring import choose_entries
 from tests.processes import join_group, run_processes
 from tests.shared_data import shared_file
 
 K, SIZE, NEIGHBORS = 3, 10, (2, 4)
 
 
-def bank(size: int = SIZE, refresh: int = 0, neighbors=NEIGHBORS) -> MemoryBank:
-    return MemoryBank(K, size, 4, 5, neighbors, refresh)
+def bank(size: int = SIZE, refresh: int = 0, neighbors=NEIGHBORS) -> DensityMemory:
+    return DensityMemory(K, size, 4, 5, neighbors, refresh)
 
 
-def entries(labels: list[int], first: int = 0, per_class: int = 8) -> dict[str, torch.Tensor]:
-    """New entries with labels in 0..K (K: none), recognizable by their projections: first, first + 1, ..."""
+def entries(labels: list[int], first: int = 0, per_class: int = 8) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """New entries with labels in 0..K (K: none), whose projections are first, first + 1, ...; and which are valid."""
     index, valid = choose_entries(torch.tensor(labels), K, per_class)
     generator = torch.Generator().manual_seed(first)
     number = torch.arange(first, first + len(labels), dtype=torch.float32)
-    return {
+    values = {
         "features": torch.randn(len(labels), 4, generator=generator)[index],
         "projections": number[:, None].expand(-1, 5)[index],
         "density": torch.rand(len(labels), generator=generator)[index],
         "confidence": torch.rand(len(labels), generator=generator)[index],
-        "valid": valid,
     }
+    return values, valid
 
 
-def stored(memory: MemoryBank, k: int) -> list[int]:
+def stored(memory: DensityMemory, k: int) -> list[int]:
     """Numbers of the entries of a class, oldest first."""
     count, position = int(memory.count[k]), int(memory.position[k])
     ring = memory.projections[k, :, 0].roll(-position)
@@ -44,11 +45,11 @@ def stored(memory: MemoryBank, k: int) -> list[int]:
 
 def test_entries_keep_their_order_and_the_oldest_go():
     memory = bank()
-    memory.update(**entries([0, 1, 0, K, 0, 1]))
+    memory.update(*entries([0, 1, 0, K, 0, 1]))
     assert [stored(memory, k) for k in range(K)] == [[0, 2, 4], [1, 5], []]
-    memory.update(**entries([0] * 6 + [2], first=10))
+    memory.update(*entries([0] * 6 + [2], first=10))
     assert [stored(memory, k) for k in range(K)] == [[0, 2, 4, 10, 11, 12, 13, 14, 15], [1, 5], [16]]
-    memory.update(**entries([0, 0, 1, 0], first=20))
+    memory.update(*entries([0, 0, 1, 0], first=20))
     assert [stored(memory, k) for k in range(K)] == [[4, 10, 11, 12, 13, 14, 15, 20, 21, 23], [1, 5, 22], [16]]
     assert memory.count.tolist() == [10, 3, 1] and memory.position.tolist() == [2, 3, 1]
 
@@ -56,16 +57,16 @@ def test_entries_keep_their_order_and_the_oldest_go():
 @pytest.mark.parametrize("number", [10, 11, 25])
 def test_of_more_entries_than_places_the_last_stay(number):
     memory = bank()
-    memory.update(**entries([0, 0, 0, 1]))
-    memory.update(**entries([0] * number, first=100, per_class=30))
+    memory.update(*entries([0, 0, 0, 1]))
+    memory.update(*entries([0] * number, first=100, per_class=30))
     assert stored(memory, 0) == list(range(100 + number - 10, 100 + number)) and stored(memory, 1) == [3]
 
 
 def test_an_update_without_entries_changes_nothing_but_its_number():
     memory = bank(refresh=3)
-    memory.update(**entries([0, 1, 0, 0, 0, 0]))
+    memory.update(*entries([0, 1, 0, 0, 0, 0]))
     before = {name: buffer.clone() for name, buffer in memory.named_buffers()}
-    memory.update(**(entries([K, K, K]) | {"valid": torch.zeros(K, 8, dtype=torch.bool)}))
+    memory.update(entries([K, K, K])[0], torch.zeros(K, 8, dtype=torch.bool))
     after = dict(memory.named_buffers())
     assert int(after.pop("updates")) == int(before.pop("updates")) + 1
     for name in ("features", "projections", "confidence", "count", "position"):
@@ -73,35 +74,35 @@ def test_an_update_without_entries_changes_nothing_but_its_number():
 
 
 def test_entries_that_are_not_finite_are_left_out():
-    memory, new = bank(), entries([0, 0, 0, 1, 1])
+    memory, (new, valid) = bank(), entries([0, 0, 0, 1, 1])
     new["features"][0, 1] = float("nan")
     new["projections"][1, 0] = float("inf")
-    memory.update(**new)
+    memory.update(new, valid)
     assert [stored(memory, k) for k in range(K)] == [[0, 2], [4], []]
     assert all(torch.isfinite(buffer.float()).all() for buffer in memory.buffers())
 
 
 def test_density_is_known_once_there_are_enough_neighbors():
     memory = bank()
-    memory.update(**entries([0, 0, 0, 1]))
+    memory.update(*entries([0, 0, 0, 1]))
     assert (memory.memory().density == float("-inf")).all()
-    memory.update(**entries([0, 0]))  # measured against three entries only
+    memory.update(*entries([0, 0]))  # measured against three entries only
     assert (memory.memory().density == float("-inf")).all() and (memory.density == 0).all()
     new = entries([0, 1], first=7)
-    memory.update(**new)  # measured against five
+    memory.update(*new)  # measured against five
     assert memory.memory().density[0].isfinite().nonzero()[:, 0].tolist() == [5]
-    assert memory.density[0, 5] == new["density"][0, 0] and memory.measured[0, 5] == 2
+    assert memory.density[0, 5] == new[0]["density"][0, 0] and memory.measured[0, 5] == 2
     assert (memory.memory().density[1] == float("-inf")).all()
 
 
 def test_refreshing_measures_unknown_and_oldest_densities_without_the_entry_itself():
     memory = bank(refresh=2)
-    memory.update(**entries([0] * 4 + [1]))
+    memory.update(*entries([0] * 4 + [1]))
     assert (memory.measured == -1).all()  # three others are too few
-    memory.update(**entries([0] * 3, first=10))
+    memory.update(*entries([0] * 3, first=10))
     assert memory.measured[0].tolist() == [1, 1, -1, -1, 1, 1, 1, -1, -1, -1]
     for update in range(2, 6):
-        memory.update(**entries([K, K, K], first=20))
+        memory.update(*entries([K, K, K], first=20))
         fresh = (memory.measured[0] == update).nonzero()[:, 0]
         assert len(fresh) == 2
         for place in fresh.tolist():
@@ -133,15 +134,15 @@ def reference() -> dict[str, torch.Tensor]:
         return {key[7:]: torch.as_tensor(file[key]) for key in file.files if key.startswith("update/")}
 
 
-def official_bank(reference: dict[str, torch.Tensor], start: str) -> tuple[MemoryBank, list[list[int]]]:
+def official_bank(reference: dict[str, torch.Tensor], start: str) -> tuple[DensityMemory, list[list[int]]]:
     """An empty bank of the reference's sizes, and for each class an empty list of its numbers of new entries."""
     K = sum(key.startswith(f"{start}0/after_fts") for key in reference)
     size = int(reference["memory_per_class"])
     channels = (reference[f"{start}0/{name}"].shape[1] for name in ("fts", "rep"))
-    return MemoryBank(K, size, *channels, (8, 16, 32), 0), [[] for _ in range(K)]
+    return DensityMemory(K, size, *channels, (8, 16, 32), 0), [[] for _ in range(K)]
 
 
-def official_update(memory: MemoryBank, reference: dict[str, torch.Tensor], call: str) -> None:
+def official_update(memory: DensityMemory, reference: dict[str, torch.Tensor], call: str) -> None:
     """One update with all labelled pixels of a call, the densities measured as the auxiliary does."""
     K = len(memory.count)
     labels = reference[f"{call}/label"].flatten()
@@ -149,10 +150,11 @@ def official_update(memory: MemoryBank, reference: dict[str, torch.Tensor], call
     features, projections = (reference[f"{call}/{name}"].permute(0, 2, 3, 1).flatten(0, 2) for name in ("fts", "rep"))
     density = local_density(features, labels, memory.features, memory.count, memory.neighbors)
     index, valid = choose_entries(labels, K, len(labels))
-    memory.update(features[index], projections[index], density[index], torch.ones(index.shape), valid)
+    new = {"features": features[index], "projections": projections[index], "density": density[index]}
+    memory.update(new | {"confidence": torch.ones(index.shape)}, valid)
 
 
-def newest_call_first(memory: MemoryBank, values: torch.Tensor, k: int, calls: list[int]) -> torch.Tensor:
+def newest_call_first(memory: DensityMemory, values: torch.Tensor, k: int, calls: list[int]) -> torch.Tensor:
     """The entries of a class as the official code lays them out: the newest call in front, in row-major order."""
     ring = values[k].roll(-int(memory.position[k]), 0)
     parts = ring.split([len(ring) - sum(calls), *calls])
@@ -201,7 +203,7 @@ def test_updates_of_a_filled_bank_equal_the_official_ones(reference):
     assert (memory.count == size).all() == bool(reference["b2/full"])
 
 
-def of_rank(rank: int, step: int) -> dict[str, torch.Tensor]:
+def of_rank(rank: int, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     labels = [[0, 1, 0, K, 0], [2, 2, 0, 1, K]][(rank + step) % 2]
     return entries(labels * 2, first=100 * step + 20 * rank)
 
@@ -210,7 +212,7 @@ def work(rank: int, folder: Path) -> None:
     join_group(rank, 2, folder)
     memory = bank(refresh=2)
     for step in range(3):
-        memory.update(**of_rank(rank, step), gather=gather_over_processes)
+        memory.update(*of_rank(rank, step), gather=gather_over_processes)
     torch.save(memory.state_dict(), f"{folder}/{rank}.pth")
     dist.destroy_process_group()
 
@@ -221,7 +223,8 @@ def test_two_processes_hold_the_bank_of_one_with_the_joined_entries(tmp_path):
     memory = bank(refresh=2)
     for step in range(3):
         ranks = [of_rank(rank, step) for rank in range(2)]
-        memory.update(**{name: torch.cat([new[name] for new in ranks], 1) for name in ranks[0]})
+        joined = {name: torch.cat([new[name] for new, _ in ranks], 1) for name in ranks[0][0]}
+        memory.update(joined, torch.cat([valid for _, valid in ranks], 1))
     for name, buffer in memory.state_dict().items():
         assert torch.equal(first[name], second[name]) and torch.equal(first[name], buffer), name
     assert memory.count.tolist() == [10, 10, 10] and memory.position.tolist() == [4, 2, 2]
@@ -230,18 +233,18 @@ def test_two_processes_hold_the_bank_of_one_with_the_joined_entries(tmp_path):
 def test_state_is_restored_bit_for_bit():
     straight, resumed = bank(refresh=2), bank(refresh=2)
     for step in range(4):
-        straight.update(**of_rank(0, step))
+        straight.update(*of_rank(0, step))
         if step == 1:
             saved = {name: value.clone() for name, value in straight.state_dict().items()}
     resumed.load_state_dict(saved)
     for step in (2, 3):
-        resumed.update(**of_rank(0, step))
+        resumed.update(*of_rank(0, step))
     for name, buffer in straight.state_dict().items():
         assert torch.equal(buffer, resumed.state_dict()[name]), name
 
 
 def test_it_says_how_much_memory_it_takes():
-    memory = MemoryBank(21, 500, 256, 64, (8, 16, 32), 8)
+    memory = DensityMemory(21, 500, 256, 64, (8, 16, 32), 8)
     assert memory.num_bytes == 21 * 500 * ((256 + 64 + 2) * 4 + 8) + 21 * 16 + 8
     assert str(memory) == (
         "memory bank: 21 classes x 500 entries of 256 + 64 channels, 13 MiB in each process and in each checkpoint"
