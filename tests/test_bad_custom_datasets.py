@@ -53,6 +53,17 @@ DESCRIPTIONS = {
     "empty classes": ({"classes": []}, None, r"'classes' has 0 names; give 1 to 254"),
     "255 classes": ({"classes": [f"c{i}" for i in range(255)]}, None, r"'classes' has 255 names; give 1 to 254"),
     "class twice": ({"classes": ["a", "b", "a"]}, None, r"'classes' has 'a' twice; every class"),
+    "class with a line break": (
+        {"classes": ["a", "b\nc"]},
+        None,
+        r"'classes' has 'b\\nc', which holds a line break or",
+    ),
+    "class with an escape": ({"classes": ["a", "\x1b[31mred"]}, None, r"'classes' has '\\x1b\[31mred', which holds a"),
+    "file of classes with an escape": (
+        {"classes": "names.txt"},
+        write("names.txt", "ground\nroof\x1b]0;x\x07\nroad\n"),
+        r"names\.txt has 'roof\\x1b\]0;x\\x07', which holds a line break or control character; remove it",
+    ),
     "class that YAML reads as no": ({"classes": [False, "b"]}, None, r"'classes' has False, which is not text; put"),
     "no file of classes": (
         {"classes": "names.txt"},
@@ -282,6 +293,17 @@ COCO = {
         {},
         r"annotation 1 of 00\.jpg cannot be decoded \(.*\); export",
     ),
+    "category with a line break": (
+        lambda c: c["categories"][0].update(name="ro\nof"),
+        {},
+        r"'categories' of .*annotations\.json has 'ro\\nof', which holds a line break or control character; remove it",
+    ),
+    "category with an escape": (
+        lambda c: c["categories"][0].update(name="\x1b[2Jroof"),
+        {},
+        r"has '\\x1b\[2Jroof', which holds a line break or control character",
+    ),
+    "category without a name": (lambda c: c["categories"][0].update(name=""), {}, r"has '', which is not text; put"),
     "category ids twice": (lambda c: c["categories"][1].update(id=7), {}, r"two categories have the same id; give"),
     "unknown image": (annotation(image_id=99), {}, r"annotation 1 is of image 99, which is not among 'images'; add"),
     "unknown category": (annotation(category_id=9), {}, r"annotation 1 has category 9, .* categories 3, 7; correct"),

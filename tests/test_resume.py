@@ -318,7 +318,22 @@ def test_a_best_score_without_its_file_is_forgotten(server, tmp_path):
 
 
 def test_rows_are_in_order_of_iterations_and_none_is_past_the_end(straight):
-    assert [row["iteration"] for row in metrics(straight)] == [10, 19, 32, 39, 44]
+    """Every twentieth step, and each evaluation."""
+    rows = metrics(straight)
+    assert [row["iteration"] for row in rows] == [10, 19, 21, 32, 39, 43, 44]
+    scored = [row["iteration"] for row in rows if "teacher/mIoU" in row]
+    assert scored == [step for step, _ in tensorboard(straight)["teacher/mIoU"]] == [10, 21, 32, 43, 44]
+
+
+def test_every_evaluation_between_two_rows_is_kept(tmp_path):
+    overrides = ["SOLVER.MAX_ITER", 7, "SOLVER.CHECKPOINT_PERIOD", 3, "TEST.EVAL_PERIOD", 1, "TEST.MAX_IMAGES", 1]
+    run("shapes/supervised.yaml", tmp_path / "straight", *overrides)
+    assert [row["iteration"] for row in metrics(tmp_path / "straight") if "teacher/mIoU" in row] == list(range(7))
+    (tmp_path / "resumed").mkdir()
+    shutil.copy(tmp_path / "straight/metrics.json", tmp_path / "resumed")
+    shutil.copy(tmp_path / "straight/model_0000002.pth", tmp_path / "resumed")
+    run("shapes/supervised.yaml", tmp_path / "resumed", *overrides, options=("--resume",))
+    assert timeless(tmp_path / "resumed") == timeless(tmp_path / "straight")
 
 
 def test_a_resume_one_step_before_a_row_adds_none(tmp_path):

@@ -13,7 +13,6 @@ import rc2l  # noqa: F401  first of all: makes detectron2 importable
 import argparse
 import json
 import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from rc2l.data.datasets import load_records
 from rc2l.data.errors import DatasetError
 from rc2l.data.partial_labels import FACTS_FILE, check_options, label_path, read_record_label
+from rc2l.data.scratch import scratch_folder
 from rc2l.engine.arguments import add_import_argument
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
@@ -51,9 +51,7 @@ def make_partial_labels(dataset: str, output: Path, share: float, seed: int, job
         raise DatasetError(f"dataset '{dataset}' has no image with a label")
     colors = colors_of(MetadataCatalog.get(dataset))
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        folder = Path(scratch) / output.name
-        folder.mkdir()
+    with scratch_folder(output) as folder:
 
         def write(record: dict) -> None:
             image = palette_image(read_record_label(record | {"partial_label": (share, seed)}), colors)

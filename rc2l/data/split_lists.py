@@ -2,12 +2,12 @@
 
 import json
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from rc2l.data.errors import DatasetError
 from rc2l.data.file_listing import normalize_name
+from rc2l.data.scratch import scratch_folder
 
 LABELED_FILE, UNLABELED_FILE, SPLIT_FILE = "labeled.txt", "unlabeled.txt", "split.json"
 _SEPARATORS = re.compile(r"[\s,;]+")
@@ -129,10 +129,7 @@ def write_lists(folder: Path, labeled: list[str], unlabeled: list[str], facts: d
     if folder.exists():
         raise DatasetError(f"{folder} exists; remove it, or name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        # A folder inside, as the temporary one is for its owner's eyes only.
-        new = Path(scratch) / folder.name
-        new.mkdir()
+    with scratch_folder(folder) as new:
         for name, lines in ((LABELED_FILE, labeled), (UNLABELED_FILE, unlabeled)):
             (new / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         (new / SPLIT_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -48,9 +48,10 @@ class RowWriter(EventWriter):
 
 
 class MetricHistory(hooks.HookBase):
-    """detectron2's writers every ``period`` steps, able to go back to the step of a checkpoint.
+    """detectron2's writers every ``period`` steps and after each evaluation, able to go back to a checkpoint's step.
 
-    Rows are written after steps ``period - 1``, ``2 period - 1``, ... and after the last. A checkpoint of iteration i
+    Rows are written after steps ``period - 1``, ``2 period - 1``, ..., after each step with an evaluation (which writes
+    no line into the log) and after the last. A checkpoint of iteration i
     holds what may be missing in the files as they were before step i: on resume, later rows are cut off, and what the
     checkpoint holds is written as if there had been no break.
 
@@ -66,7 +67,8 @@ class MetricHistory(hooks.HookBase):
     def state_dict(self) -> dict:
         """``written``: last row that is surely in the files; ``pending``: scalars after it; ``histories``: windows."""
         storage, iteration = self.trainer.storage, min(self.trainer.iter, self.trainer.max_iter - 1)
-        written = iteration // self.period * self.period - 1
+        periods = [self.period, *([self.trainer.evaluation.period] if self.trainer.evaluation.period else [])]
+        written = max(iteration // period * period for period in periods) - 1
         hints = storage.smoothing_hints()
         latest = {name: (value, at, hints[name]) for name, (value, at) in storage.latest().items()}
         return {
@@ -91,14 +93,8 @@ class MetricHistory(hooks.HookBase):
         if self._restored is not None:
             self._restore(self._restored)
         # A proxy of detectron2's hook, since TensorBoard must know where to cut before its file is opened.
-        self._writer = hooks.PeriodicWriter(
-            [
-                CommonMetricPrinter(self.trainer.max_iter),
-                RowWriter(path),
-                TensorboardXWriter(str(self.folder), purge_step=written + 1),
-            ],
-            self.period,
-        )
+        self._files = [RowWriter(path), TensorboardXWriter(str(self.folder), purge_step=written + 1)]
+        self._writer = hooks.PeriodicWriter([CommonMetricPrinter(self.trainer.max_iter), *self._files], self.period)
         self._writer.trainer = self.trainer
 
     def _restore(self, state: dict) -> None:
@@ -116,11 +112,15 @@ class MetricHistory(hooks.HookBase):
         if self._restored is not None:
             trainer = self.trainer
             trainer.iter = trainer.storage.iter = trainer.start_iter - 1
-            self._writer.after_step()
+            self.after_step()
             trainer.iter = trainer.storage.iter = trainer.start_iter
 
     def after_step(self) -> None:
         self._writer.after_step()
+        if self.trainer.evaluation.due(self.trainer.iter + 1):
+            # Else the next evaluation would take its place before the row is due. Where it was due, nothing is new.
+            for writer in self._files:
+                writer.write()
 
     def after_train(self) -> None:
         self._writer.after_train()

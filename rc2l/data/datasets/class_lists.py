@@ -39,6 +39,15 @@ def read_classes(value: object, where: str, root: Path) -> tuple[str, ...]:
         value = value[1:] if value[:1] == [_LABELME_IGNORE] else value
         value = ["background" if name == _LABELME_BACKGROUND else name for name in value]
         source = str(path)
+    return check_classes(value, where, source)
+
+
+def check_classes(value: object, where: str, source: str) -> tuple[str, ...]:
+    """Class names from anywhere, checked; ``source`` says in errors where they are from.
+
+    Raises:
+        DatasetError: no list, too few or many, one twice, no text, or not printable.
+    """
     if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= _MAX_CLASSES:
         amount = f"has {len(value)} names" if isinstance(value, (list, tuple)) else f"is {value!r}"
         raise DatasetError(f"{where}: {source} {amount}; give 1 to {_MAX_CLASSES} class names")

@@ -3,10 +3,9 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from rc2l.data.datasets.coco_masks import decode_segmentation
 from rc2l.data.errors import DatasetError
+from rc2l.data.scratch import scratch_folder
 
 _IGNORE = 255
 #: Lists of a COCO file, and what each entry must have.
@@ -217,15 +217,14 @@ def _draw_panoptic(
 
 def _write_folder(folder: Path, labels: Iterator[tuple[str, np.ndarray]]) -> None:
     """Write label maps as PNG files to ``folder``, which takes its name when all are there."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise DatasetError(
-            f"{folder}: cannot write the labels here ({error.strerror}); name a folder for them in 'label_cache'"
-        ) from error
-    try:
-        scratch.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            scratch = stack.enter_context(scratch_folder(folder))
+        except OSError as error:
+            raise DatasetError(
+                f"{folder}: cannot write the labels here ({error.strerror}); name a folder for them in 'label_cache'"
+            ) from error
         for name, label in labels:
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(label).save(scratch / name)
@@ -235,5 +234,3 @@ def _write_folder(folder: Path, labels: Iterator[tuple[str, np.ndarray]]) -> Non
             # Another process of the same run was faster; what it wrote is the same.
             if not folder.is_dir():
                 raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rc2l.data.datasets.class_lists import read_classes, read_color_map, read_colors, read_label_map
+from rc2l.data.datasets.class_lists import check_classes, read_classes, read_color_map, read_colors, read_label_map
 from rc2l.data.datasets.coco import read_categories
 from rc2l.data.errors import DatasetError
 from rc2l.data.file_listing import existing_path
@@ -110,7 +110,8 @@ def describe(content: Mapping, where: str, folder: Path) -> Description:
     if "classes" in content:
         classes = read_classes(content["classes"], where, root)
     elif coco_files:
-        classes = tuple(dict.fromkeys(read_categories(coco_files[0]).values()))
+        names = list(dict.fromkeys(read_categories(coco_files[0]).values()))
+        classes = check_classes(names, where, f"'categories' of {coco_files[0]}")
     elif labeled or "train" in sources or "val" in sources:
         raise DatasetError(f"{where}: 'classes' is missing; give the class names as a list, or a text file of them")
     if background:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from rc2l.data.datasets.voc import CLASSES, palette, read_ids
 from rc2l.data.errors import DatasetError
+from rc2l.data.scratch import scratch_folder
 
 #: What comes out with the complete datasets.
 NUM_AUGMENTED = 10582
@@ -70,9 +70,7 @@ def build_voc_aug(sbd: Path, devkit: Path, overwrite: bool = False) -> int:
 
     colors = np.zeros((256, 3), dtype=np.uint8)
     colors[:] = palette(256)
-    scratch = Path(tempfile.mkdtemp(prefix=".SegmentationClassAug-", dir=devkit))
-    try:
-        scratch.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+    with scratch_folder(labels) as scratch:
         new = scratch / "labels"
         new.mkdir()
 
@@ -96,6 +94,4 @@ def build_voc_aug(sbd: Path, devkit: Path, overwrite: bool = False) -> int:
             labels.rename(scratch / "replaced")
         new.rename(labels)
         os.replace(new_list, list_file)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return len(ids)

@@ -7,7 +7,6 @@ ignore), ``shapes/ImageSets/Segmentation/{train,val}.txt`` and ``shapes/shapes.j
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from rc2l.data.datasets.shapes_painter import CLASSES, IGNORE_LABEL, class_color, paint_scene
 from rc2l.data.errors import DatasetError
+from rc2l.data.scratch import scratch_folder
 
 #: Changes whenever the same parameters give other images.
 VERSION = 1
@@ -74,17 +74,13 @@ def generate_shapes(
             return folder
 
     root.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".shapes-", dir=root))
-    try:
-        scratch.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+    with scratch_folder(folder) as scratch:
         _write_dataset(scratch, record, progress)
         if folder.exists():
             folder.rename(scratch / "replaced")
         # The old dataset sits inside the new one for a moment, so that one cleanup serves success and failure.
         scratch.rename(folder)
         shutil.rmtree(folder / "replaced", ignore_errors=True)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 
