@@ -36,8 +36,8 @@ class Matches:
 def mask_cost(masks: Tensor, regions: Regions, mask_weight: float, dice_weight: float) -> Tensor:
     """Focal and dice cost of every query and slot, over the valid pixels.
 
-    On a GPU one batch of all images, whatever the number of slots; on a CPU image by image, which fits its cache, and
-    only for slots that hold a pixel: the cost of the others is 0 there.
+    On a GPU one batch of all images, whatever the number of slots; on a CPU image by image, which fits its cache.
+    Slots without a pixel are all compared with an empty mask: a region may vanish at this resolution and be one still.
 
     Shape:
         masks (B, Q, h, w) logits; regions at the same resolution. Result (B, Q, T).
@@ -56,19 +56,19 @@ def mask_cost_batched(masks: Tensor, regions: Regions, mask_weight: float, dice_
 
 
 def mask_cost_by_image(masks: Tensor, regions: Regions, mask_weight: float, dice_weight: float) -> Tensor:
-    """:func:`mask_cost` of one image after the other, for the slots that hold a pixel."""
+    """:func:`mask_cost` of one image after the other, slots without a pixel taken together."""
     at_once = max(1, _PIXELS_AT_ONCE // max(1, masks.shape[2] * masks.shape[3]))
     cost = masks.new_zeros(*masks.shape[:2], regions.labels.shape[1])
     for b, present in enumerate(regions.present()):
         slots = present.nonzero()[:, 0]
-        if len(slots) == 0:
-            continue
+        # The column of each slot below, that of the empty ones coming after all others.
+        column = torch.where(present, present.cumsum(0) - 1, len(slots))
         valid = regions.valid[b].flatten()
         inside = (regions.index[b].flatten() == slots[:, None]) & valid
-        target = torch.cat([inside, valid[None]]).to(masks.dtype).T
+        target = torch.cat([inside, torch.zeros_like(valid)[None], valid[None]]).to(masks.dtype).T
         for first in range(0, masks.shape[1], at_once):
             queries = slice(first, first + at_once)
-            cost[b, queries, slots] = _mask_cost(masks[b, queries].flatten(1), target, mask_weight, dice_weight)
+            cost[b, queries] = _mask_cost(masks[b, queries].flatten(1), target, mask_weight, dice_weight)[:, column]
     return cost
 
 
