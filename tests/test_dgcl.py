@@ -29,6 +29,7 @@ class Official:
     def __init__(self, reference: dict[str, torch.Tensor], case: str, dtype: torch.dtype = torch.float32) -> None:
         self.values = {key.split("/", 1)[1]: value for key, value in reference.items() if key.startswith(f"{case}/")}
         self.K = int(reference["num_classes"])
+        self.used = [k for k in range(self.K) if f"c{k}/pixels" in self.values]
         self.rep = self["rep"].to(dtype).requires_grad_()
         labels = self["label"].flatten()
         self.inputs = (
@@ -50,11 +51,16 @@ class Official:
             num_positives=int(self["k_high_thresh"]),
             num_negatives=int(reference["negatives_per_class_max"]),
             temperature=float(self["temperature"]),
+            neighbors=tuple(reference["k_den_cal"].tolist()),
             skip_classes=(0,),
         )
 
     def __getitem__(self, key: str) -> torch.Tensor:
         return self.values[key]
+
+    def has_a_choice(self, k: int) -> bool:
+        """Whether the official code measures the density of class k; all pixels of smaller ones have 1."""
+        return len(self[f"c{k}/pixels"]) > max(self.options.neighbors)
 
     def loss(self) -> Dgcl:
         return dgcl_loss(*self.inputs, self.memory, self.options)
@@ -76,20 +82,21 @@ def test_loss_and_gradient_equal_the_official_ones(reference, case):
     official = Official(reference, f"loss_{case}")
     result = official.loss()
     torch.testing.assert_close(result.loss, official["loss"], atol=1e-5, rtol=0)
-    assert result.active.tolist() == [False] + [True] * (official.K - 1)
-    for k in range(1, official.K):
+    assert result.active.nonzero()[:, 0].tolist() == official.used
+    assert len(official.used) == int(official["num_classes_used"])
+    for k in official.used:
         torch.testing.assert_close(result.class_loss[k].double(), official[f"c{k}/class_loss"], atol=1e-5, rtol=0)
         pixels = official[f"c{k}/pixels"]
-        if len(pixels) > max(official.options.neighbors):
-            # Smaller classes have density 1 there, and no choice: all their pixels are taken.
+        if official.has_a_choice(k):
             torch.testing.assert_close(result.density[pixels], official[f"c{k}/density"], atol=1e-5, rtol=0)
     result.loss.backward()
     torch.testing.assert_close(official.rep.grad, official["grad_rep"], atol=1e-7, rtol=1e-4)
 
 
 def test_double_precision_differs_by_the_epsilon_in_the_official_logarithm(reference):
+    """log(sum + epsilon) is above log(sum) by less than epsilon, as the sum is of 1 and more."""
     official = Official(reference, "loss_train", torch.float64)
-    assert abs(official.loss().loss - official["loss_f64"]) < 1e-7
+    assert -1e-12 < official["loss_f64"] - official.loss().loss < reference["log_eps"]
 
 
 @pytest.mark.parametrize("case", ["train", "select", "tiny_class", "sampled_neg"])
@@ -97,10 +104,10 @@ def test_chosen_sets_equal_the_official_ones(reference, case):
     official = Official(reference, f"loss_{case}")
     _, _, labels, confidence = official.inputs
     samples = draw_samples(labels, official.loss().density, confidence, official.memory, official.options)
-    for k in range(1, official.K):
+    for k in official.used:
         anchors = samples.anchors[k][samples.anchor_valid[k]]
         expected = official[f"c{k}/anchor_pixel"]
-        if len(official[f"c{k}/pixels"]) > max(official.options.neighbors):
+        if official.has_a_choice(k):
             assert torch.equal(anchors, expected)
         assert set(anchors.tolist()) == set(expected.tolist())
         positives = samples.positives[k][samples.positive_valid[k]]
@@ -121,19 +128,22 @@ def test_loss_and_gradient_for_the_official_negatives(reference):
     official = Official(reference, "loss_sampled_neg")
     projections, _, labels, confidence = official.inputs
     samples = draw_samples(labels, official.loss().density, confidence, official.memory, official.options)
-    samples.negatives[1:] = torch.stack([official[f"c{k}/negative_pixel"] for k in range(1, official.K)])
+    for k in official.used:
+        drawn = official[f"c{k}/negative_pixel"]
+        samples.negatives[k, : len(drawn)] = drawn
+        samples.negative_valid[k] = torch.arange(samples.negatives.shape[1]) < len(drawn)
     loss, _, _ = sampled_contrast(projections, official.memory.projections, samples, official.options.temperature)
-    class_loss = loss.mean(1)[1:]
+    class_loss = torch.stack([loss[k][samples.anchor_valid[k]].mean() for k in official.used])
     torch.testing.assert_close(class_loss.mean(), official["loss"], atol=1e-5, rtol=0)
     class_loss.mean().backward()
     torch.testing.assert_close(official.rep.grad, official["grad_rep"], atol=1e-7, rtol=1e-4)
 
 
 def test_drawn_negatives_agree_with_the_official_ones_on_average(reference):
-    """The official draw is one of many: ours scatter around it as much as a draw of 512 does."""
+    """The official draw is one of many: no further from the mean of ours than such a draw is."""
     official = Official(reference, "loss_sampled_neg")
     losses = torch.stack([official.loss().loss.detach() for _ in range(20)])
-    assert (losses.mean() - official["loss"]).abs() < 0.02 and losses.std() > 0
+    assert 0 < (losses.mean() - official["loss"]).abs() < 4 * losses.std()
 
 
 def batch(dtype: torch.dtype = torch.float32, seed: int = 0, pixels: int = 120, size: int = 40):

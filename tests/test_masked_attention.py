@@ -16,7 +16,7 @@ from rc2l.modeling.deformable_attention import MultiScaleDeformableAttention, sa
 from rc2l.modeling.position_encoding import sine_position_encoding
 from rc2l.structures.regions import Regions
 from tests.shared_data import shared_file
-from tests.test_maskformer import assert_close, images, official_yaml, tiny_model
+from tests.test_maskformer import assert_close, images, official_yaml, targets_of, tiny_model
 from tests.test_points import run_recorded
 
 DECODERS = {
@@ -45,19 +45,19 @@ def masked_model(decoder: str = "fpn", **overrides):
 
 @pytest.fixture(scope="module", params=["forward", "forward_fpn", "forward_fpnenc"])
 def reference(request):
-    """(arrays, model) of one reference file, with its weights loaded."""
+    """(arrays, config, model) of one reference file."""
     arrays = np.load(shared_file(f"reference/mask2former_{request.param}.npz"))
     cfg = get_rc2l_cfg()
     for key, value in json.loads(str(arrays["config_json"])).items():
         if key.startswith("MODEL."):
             cfg.merge_from_list([key, value])
     cfg.MODEL.DEVICE = "cpu"
-    return arrays, build_model(cfg)
+    return arrays, cfg, build_model(cfg)
 
 
 @pytest.fixture
 def parity(reference):
-    arrays, model = reference
+    arrays, _, model = reference
     model.load_state_dict({name[3:]: torch.from_numpy(arrays[name]) for name in arrays.files if name[:3] == "sd/"})
     return arrays, model.eval()
 
@@ -124,23 +124,33 @@ def test_parity_of_inference(parity):
         assert_close(item["sem_seg"], arrays[f"unaligned/sem_seg{index}"], f"unaligned {index}")
 
 
-def test_parity_of_a_training_step(parity):
+def test_parity_of_a_training_step(parity, reference):
     arrays, model = parity
+    options = reference[1].MODEL.MASK_FORMER
     model.train()
     output = model(torch.from_numpy(arrays["image"]))
     for name in (name for name in arrays.files if name.startswith("train/after/")):
         assert_close(model.get_buffer(name.removeprefix("train/after/")), arrays[name], name)
-    labels, masks = ([torch.from_numpy(arrays[f"train/{kind}{b}"]) for b in (0, 1)] for kind in ("labels", "masks"))
     data = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name.startswith("train/draw/")}
     names = ["", *(f"aux{index}_" for index in range(len(output.aux_outputs)))]
-    num_points = data["train/draw/match0"].shape[0]
-    layers, regions = output.layers(), Regions.from_masks(labels, masks)
-    matches, losses = run_recorded(layers, regions, "train/draw/", data, names, 0.1, num_points)
+    weights = {"ce": options.CLASS_WEIGHT, "mask": options.MASK_WEIGHT, "dice": options.DICE_WEIGHT}
+    layers, regions = output.layers(), Regions.from_masks(*targets_of(arrays))
+    ratios = options.OVERSAMPLE_RATIO, options.IMPORTANCE_SAMPLE_RATIO
+    matches, losses = run_recorded(
+        layers,
+        regions,
+        "train/draw/",
+        data,
+        names,
+        options.NO_OBJECT_WEIGHT,
+        tuple(weights.values()),
+        (options.TRAIN_NUM_POINTS, *ratios),
+    )
     for pairs, name in zip(matches.pairs, names, strict=True):
-        for b in (0, 1):
+        for b in range(len(arrays["image"])):
             assert pairs[1][pairs[0] == b].tolist() == arrays[f"train/match/{name}src{b}"].tolist()
             assert pairs[2][pairs[0] == b].tolist() == arrays[f"train/match/{name}tgt{b}"].tolist()
-    losses = {name: value * (2 if "ce" in name.split("_") else 5) for name, value in losses.items()}
+    losses = {name: weights[name.split("_")[1]] * value for name, value in losses.items()}
     assert {f"train/{name}" for name in losses} == {name for name in arrays.files if name.startswith("train/loss_")}
     for name, value in losses.items():
         np.testing.assert_allclose(value.item(), arrays[f"train/{name}"], rtol=1e-4, err_msg=name)

@@ -73,7 +73,7 @@ def images(batch: int = 2, height: int = 64, width: int = 96) -> torch.Tensor:
 
 @pytest.fixture(scope="module", params=["maskformer_forward.npz", "maskformer_forward_r50enc.npz"])
 def reference(request):
-    """(arrays, model) of one reference file, with its weights loaded."""
+    """(arrays, config, model) of one reference file."""
     arrays = np.load(shared_file(f"reference/{request.param}"))
     config = json.loads(str(arrays["config_json"]))
     cfg = get_rc2l_cfg()
@@ -81,15 +81,15 @@ def reference(request):
         if key.startswith("MODEL.") and not key.startswith("MODEL.SWIN."):
             cfg.merge_from_list([key, value])
     cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.RESNETS.DEPTH == 18:
+    if cfg.MODEL.RESNETS.DEPTH in (18, 34):
         cfg.MODEL.BACKBONE.NAME = "build_basic_resnet_backbone"
-    return arrays, build_model(cfg)
+    return arrays, cfg, build_model(cfg)
 
 
 @pytest.fixture
 def parity(reference):
     """The same with the weights fresh, in eval mode: a train-mode test changes the statistics."""
-    arrays, model = reference
+    arrays, _, model = reference
     state = {name[3:]: torch.from_numpy(arrays[name]) for name in arrays.files if name.startswith("sd/")}
     model.load_state_dict(state)
     return arrays, model.eval()
@@ -143,8 +143,15 @@ def test_parity_of_inference(parity):
         assert_close(item["sem_seg"], arrays[f"unaligned/sem_seg{index}"], f"unaligned {index}")
 
 
-def test_parity_of_a_training_step(parity):
+def targets_of(arrays) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Labels and masks of each image of a reference file's training step."""
+    B = len(arrays["image"])
+    return tuple([torch.from_numpy(arrays[f"train/{kind}{b}"]) for b in range(B)] for kind in ("labels", "masks"))
+
+
+def test_parity_of_a_training_step(parity, reference):
     arrays, model = parity
+    options = reference[1].MODEL.MASK_FORMER
     model.train()
     output = model(torch.from_numpy(arrays["image"]))
     names = [name for name in arrays.files if name.startswith("train/after/")]
@@ -152,11 +159,16 @@ def test_parity_of_a_training_step(parity):
     for name in names:
         assert_close(model.get_buffer(name.removeprefix("train/after/")), arrays[name], name)
 
-    labels, masks = ([torch.from_numpy(arrays[f"train/{kind}{b}"]) for b in (0, 1)] for kind in ("labels", "masks"))
-    regions = Regions.from_masks(labels, masks)
-    (matches,) = HungarianMatcher()([(output.layers(), regions)])
-    losses = set_criterion(output.layers(), regions, matches.pairs, matches.num_regions, 0.1)
-    losses = {name: value * (20 if "mask" in name else 1) for name, value in losses.items()}
+    regions = Regions.from_masks(*targets_of(arrays))
+    matcher = HungarianMatcher(1.0, options.MASK_WEIGHT, options.DICE_WEIGHT)
+    (matches,) = matcher([(output.layers(), regions)])
+    image, *pairs = matches.pairs[0]
+    for b in range(len(arrays["image"])):
+        for indices, name in zip(pairs, ("src", "tgt"), strict=True):
+            assert indices[image == b].tolist() == arrays[f"train/match_{name}{b}"].tolist()
+    weights = {"ce": 1.0, "mask": options.MASK_WEIGHT, "dice": options.DICE_WEIGHT}
+    losses = set_criterion(output.layers(), regions, matches.pairs, matches.num_regions, options.NO_OBJECT_WEIGHT)
+    losses = {name: weights[name.split("_")[1]] * value for name, value in losses.items()}
     assert {f"train/{name}" for name in losses} == {name for name in arrays.files if name.startswith("train/loss_")}
     for name, value in losses.items():
         np.testing.assert_allclose(value.item(), arrays[f"train/{name}"], rtol=1e-4, err_msg=name)

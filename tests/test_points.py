@@ -19,6 +19,7 @@ from rc2l.losses.points import (
 from rc2l.modeling.point_matcher import PointMatcher
 from rc2l.structures.regions import Regions
 from tests.shared_data import shared_file
+from tests.test_matching_and_criterion import layer_names
 
 
 def load(name: str) -> dict[str, torch.Tensor]:
@@ -38,13 +39,16 @@ class Recorded:
         return draw.to(like)
 
 
-def run_recorded(layers, regions, draws, data, names, eos_coef, num_points):
-    """(matches, losses) of the official draws; ``draws`` is their prefix."""
+def run_recorded(layers, regions, draws, data, names, eos_coef, costs, points):
+    """(matches, losses) of the official draws.
+
+    ``draws`` is their prefix, ``costs`` the weights of class, mask and dice in matching, ``points`` the number of
+    points, how many times as many are candidates, and the share of uncertain ones.
+    """
     B = len(regions.index)
-    weights = [float(data.get(f"cost_{name}", value)) for name, value in (("class", 2), ("mask", 5), ("dice", 5))]
     matching = [torch.stack([data[f"{draws}{name}match{b}"] for b in range(B)]) for name in names]
-    sampling = PointSampling(num_points, 3.0, 0.75, Recorded(*matching))
-    (matches,) = PointMatcher(*weights, sampling)([(layers, regions)])
+    sampling = PointSampling(*points, Recorded(*matching))
+    (matches,) = PointMatcher(*costs, sampling)([(layers, regions)])
     joined = [torch.cat([data[f"{draws}{name}{kind}"] for name in names]) for kind in ("oversampled", "random")]
     sampling = replace(sampling, draw=Recorded(*joined))
     losses = set_criterion(layers, regions, matches.pairs, matches.num_regions, eos_coef, sampling=sampling)
@@ -60,7 +64,7 @@ def test_criterion_losses_gradients_and_assignments_equal_the_official_ones(case
     masks = [data[f"target{b}/masks"] for b in range(B)]
     for b in {"empty/": [0], "all_empty/": range(B)}.get(case, []):
         labels[b], masks[b] = labels[b][:0], masks[b][:0]
-    names = [""] if case == "more/" else ["", "aux0_", "aux1_"]
+    names = [""] if case == "more/" else layer_names(data)
     chosen, queries = slice(None), slice(None)
     if case == "more/":
         image = int(data["more/image"])
@@ -73,9 +77,10 @@ def test_criterion_losses_gradients_and_assignments_equal_the_official_ones(case
         for kind in ("pred_logits", "pred_masks")
     }
     layers = [(inputs[name + "pred_logits"], inputs[name + "pred_masks"]) for name in names]
-    matches, losses = run_recorded(
-        layers, regions, f"{case}draw/", data, names, float(data["eos_coef"]), int(data["num_points"])
-    )
+    costs = tuple(float(data[f"cost_{name}"]) for name in ("class", "mask", "dice"))
+    ratios = float(data["oversample_ratio"]), float(data["importance_sample_ratio"])
+    points = int(data["num_points"]), *ratios
+    matches, losses = run_recorded(layers, regions, f"{case}draw/", data, names, float(data["eos_coef"]), costs, points)
     for pairs, name in zip(matches.pairs, names, strict=True):
         for b in range(B):
             of_image = pairs[0] == b
@@ -84,7 +89,7 @@ def test_criterion_losses_gradients_and_assignments_equal_the_official_ones(case
     suffix, tolerance = ("_f64", 1e-7) if dtype == torch.float64 else ("", 1e-5)
     for name, value in losses.items():
         np.testing.assert_allclose(value.item(), data[f"{case}loss/{name}{suffix}"], rtol=tolerance, atol=1e-12)
-    weights = {"ce": 2, "mask": 5, "dice": 5}
+    weights = {name: float(data[f"weight_{name}"]) for name in ("ce", "mask", "dice")}
     sum(weights[name.split("_")[1]] * value for name, value in losses.items()).backward()
     for name, tensor in inputs.items():
         expected = data.get(f"{case}grad/{name}{suffix}", data[f"{case}grad/{name}"]).to(dtype)

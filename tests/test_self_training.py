@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from rc2l.data.mixing import classmix_masks, half_area_boxes, mix_views, paste_from_next
 from rc2l.losses.self_training import confident_share, pixel_cross_entropy
@@ -42,17 +43,22 @@ def test_supervised_cross_entropy_equals_the_official_one(official):
 
 
 def test_pixels_of_zero_loss_count_and_ignored_ones_do_not(official):
-    """In ``unsup_zero`` one of five valid pixels has a cross-entropy of exactly 0, and an ignored one is confident. The
-    official mean leaves the first out, the official share counts the second; ours does neither."""
+    """In ``unsup_zero`` a valid pixel has a cross-entropy of exactly 0, and an ignored one is confident. The official
+    mean leaves the first out, the official share counts the second; ours does neither."""
     logits, confidence = official["unsup_zero/predict"], official["unsup_zero/confidence"]
     target = to_ours(official["unsup_zero/target"])
     threshold = float(official["strong_threshold"])
     valid, confident = target != 255, confidence >= threshold
-    assert valid.sum() == 5 and confident.sum() == 4 and (confident & valid).sum() == 3
+    entropy = F.cross_entropy(logits, target, ignore_index=255, reduction="none")
+    assert (valid & (entropy == 0)).any() and (confident & ~valid).any()
+    counts = valid.flatten(1).sum(1)
+    official_share = confident.flatten(1).sum(1) / counts
+    official_loss = (official_share[:, None, None] * entropy).sum() / (entropy > 0).sum()
+    torch.testing.assert_close(official_loss, official["unsup_zero/loss"], atol=1e-6, rtol=0)
     share = confident_share(confidence, target, threshold)
-    torch.testing.assert_close(share, torch.tensor([3 / 5]))
+    torch.testing.assert_close(share, (confident & valid).flatten(1).sum(1) / counts)
     loss = pixel_cross_entropy(logits, target, share)
-    torch.testing.assert_close(loss, official["unsup_zero/loss"] * (3 / 4) * (4 / 5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(loss, (share[:, None, None] * entropy).sum() / counts.sum(), atol=1e-6, rtol=0)
 
 
 def test_everything_ignored_is_zero_with_a_graph():
@@ -103,15 +109,18 @@ def test_mixed_views_equal_the_official_ones(official, name, monkeypatch):
 def test_boxes_follow_the_official_distribution(official):
     H, W = official["mix/boxes_image_hw"].tolist()
     official_boxes = official["mix/boxes"].double()
-    boxes = half_area_boxes(generators(2000), H, W)
+    count = len(official_boxes)
+    boxes = half_area_boxes(generators(count), H, W)
     top, left, bottom, right = torch.from_numpy(boxes).double().T
     assert (top >= 0).all() and (left >= 0).all() and (bottom <= H).all() and (right <= W).all()
     width, height = right - left, bottom - top
-    assert width.min() >= official_boxes[:, 3].min() and width.max() <= official_boxes[:, 3].max()
-    for own, column in ((top, 0), (left, 1), (height, 2), (width, 3)):
-        error = ((own.var() + official_boxes[:, column].var()) / 2000).sqrt()
-        assert (own.mean() - official_boxes[:, column].mean()).abs() < 4 * error
-    assert (height * width / (H * W)).mean() == pytest.approx(0.5, abs=0.01)
+    for widths in (width, official_boxes[:, 3]):
+        assert widths.min() >= int(W / 2 + 1) and widths.max() <= W - 1
+    official_area = official_boxes[:, 2] * official_boxes[:, 3]
+    pairs = [(own, official_boxes[:, column]) for column, own in enumerate((top, left, height, width))]
+    for own, expected in (*pairs, (height * width, official_area)):
+        error = ((own.var() + expected.var()) / count).sqrt()
+        assert (own.mean() - expected.mean()).abs() < 4 * error
 
 
 @pytest.mark.parametrize(("H", "W"), [(1, 1), (2, 2), (3, 2)])
