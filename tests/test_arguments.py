@@ -81,11 +81,15 @@ def test_spawned_processes_import_too(folder):
     assert seen == [True]
 
 
+#: What adds the option to a tool, by itself or among others.
+ADDING = ("add_import_argument", "add_trained_network_arguments", "benchmark_data.add_arguments")
+
+
 def test_every_tool_with_a_config_has_the_option():
     for tool in sorted((REPO / "tools").glob("*.py")):
         written = tool.read_text()
         if ("--config-file" in written and "ArgumentParser(" in written) or tool.stem == "demo":
-            assert "add_import_argument(" in written or "benchmark_data.add_arguments" in written, tool.name
+            assert any(f"{name}(" in written for name in ADDING), tool.name
 
 
 def test_a_dataset_of_ones_own_is_known_to_the_config_and_a_misspelt_module_ends_with_2(folder):

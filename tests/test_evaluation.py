@@ -159,7 +159,7 @@ def test_networks_are_evaluated_by_name(datasets, tmp_path, caplog):
     cfg = config(datasets[:1], tmp_path)
     student, teacher = Remembering(1).train(), Remembering(0).eval()
     with caplog.at_level(logging.INFO):
-        results = evaluate_networks(cfg, {"student": student, "teacher": teacher}, build_loader)
+        results = evaluate_networks(cfg, {"teacher": teacher, "student": student}, build_loader)
 
     assert next(iter(results)) == "teacher/mIoU"
     assert results["teacher/mIoU"] == results["teacher/pixel_accuracy"] == results["teacher/fwIoU"] == 100
