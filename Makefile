@@ -21,12 +21,15 @@ demo: install
 table: install
 	$(RUN) tools/table.py configs/papers/shapes.yaml --seeds 3 4 5 --jobs $$(nproc) --output output/table
 
+# A file's tests share what they set up, so whole files are dealt to the processes.
+PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
+
 test: install
-	$(RUN) -m pytest
+	$(PYTEST)
 
 # All but whole runs: kills, resumes, several processes, command lines.
 test-fast: install
-	$(RUN) -m pytest -m "not whole_run"
+	$(PYTEST) -m "not whole_run"
 
 lint: install
 	.venv/bin/ruff check

@@ -251,7 +251,8 @@ def test_the_command_line_prints_one_error_line(tmp_path):
     done = command("train_net.py", "--config-file", "configs/shapes/rc2l.yaml", "SEMI.METHOD", "magic")
     assert done.returncode != 0
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: SEMI.METHOD is 'magic': it must be supervised, consistency, rc2l, self_training or s4gan"
+        "error: SEMI.METHOD is 'magic': it must be supervised, consistency, self_training, rc2l, s4gan, fixmatch or "
+        "unimatch"
     ]
     assert "Traceback" not in done.stderr
 

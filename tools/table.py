@@ -34,6 +34,7 @@ from rc2l.engine.arguments import add_import_argument
 from rc2l.engine.checkpoint_file import write_text
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
+from rc2l.semi.method import method_of
 
 #: Exit status where a run failed; the table holds the others.
 EXIT_FAILED = 1
@@ -256,7 +257,9 @@ def main(words: list[str] | None = None) -> None:
 def uses_shapes(run: Run) -> bool:
     """Whether it trains on the dataset that is generated; checks the config of the run on the way."""
     try:
-        names = load_config(str(run.recipe), list(run.overrides)).DATASETS.TRAIN
+        cfg = load_config(str(run.recipe), list(run.overrides))
+        method_of(cfg)
+        names = cfg.DATASETS.TRAIN
     except ValueError as error:
         raise ValueError(f"{run.recipe} with {shlex.join(run.overrides)}: {error}") from error
     return any(name.startswith("shapes_") for name in names)

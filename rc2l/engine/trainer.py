@@ -303,7 +303,7 @@ class SemiSupervisedTrainer(TrainerBase):
                 perturbed=output[-num_unlabeled:] if needs.perturbed and pseudo else None,
                 iteration=iteration,
                 progress=iteration / self.max_iter,
-                schedule=group["lr"] / group["initial_lr"],
+                schedule=group["lr"] / (group["initial_lr"] or 1),
                 matching=learner.matching,
                 match_views=needs.matches,
                 average=average_over_processes,

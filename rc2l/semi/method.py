@@ -37,7 +37,8 @@ def method_of(cfg: CfgNode) -> Method:
     """
     name = cfg.SEMI.METHOD
     if name not in METHOD_REGISTRY:
-        raise ValueError(f"unknown method '{name}': SEMI.METHOD must be one of {', '.join(method_names())}")
+        *names, last = method_names()
+        raise ValueError(f"SEMI.METHOD is '{name}': it must be {', '.join(names)} or {last}")
     method = METHOD_REGISTRY.get(name)(cfg)
     joining = [each for _, each in OBJECTIVE_REGISTRY if each.enabled(cfg) and each not in method.objectives]
     objectives = (*method.objectives, *joining)
