@@ -111,7 +111,7 @@ BAD = {
     "no image": (["empty"], [], r"empty holds no images; files of \.jpg"),
     "same names": (["one/x.jpg", "two/x.jpg"], [], r"one/x\.jpg and .*two/x\.jpg would both be labeled as x\.png"),
     "output among the images": (["."], [], r"predictions lies in .*, whose images are to be labeled"),
-    "damaged image": (["broken.jpg"], [], r"broken\.jpg: cannot read this image"),
+    "no checkpoint": (["one"], ["--checkpoint", ""], r"checkpoint"),
     "confidence": (["one"], ["--min-confidence", "50"], r"the least confidence is 50\.0: it must be in \[0, 1\]"),
     "checkpoint": (["one"], ["--checkpoint", "none.pth"], r"none\.pth"),
     "config": (["one"], ["--config-file", "none.yaml"], r"none\.yaml: no such file"),
@@ -125,7 +125,6 @@ def test_bad_input_is_one_error_and_nothing_is_written(case, trained, tmp_path, 
         (tmp_path / folder).mkdir()
         if folder != "empty":
             Image.new("RGB", (20, 20)).save(tmp_path / folder / "x.jpg")
-    (tmp_path / "broken.jpg").write_bytes(b"no image")
     inputs = [str(tmp_path / name) for name in inputs]
     with pytest.raises(SystemExit) as stop:
         load_tool("predict").main([*inputs, *arguments(trained, tmp_path / "predictions", *more)])
@@ -134,6 +133,25 @@ def test_bad_input_is_one_error_and_nothing_is_written(case, trained, tmp_path, 
     assert error.startswith("error: ") and "\n" not in error
     assert re.search(message, error), error
     assert not (tmp_path / "predictions").exists()
+
+
+def test_damaged_images_are_named_and_all_others_labeled(trained, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in "abcd":
+        Image.effect_noise((40, 30), 60).convert("RGB").save(photos / f"{name}.jpg")
+    whole = (photos / "b.jpg").read_bytes()
+    (photos / "b.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "empty.jpg").write_bytes(b"")
+    (photos / "text.jpg").write_text("no image")
+    with pytest.raises(SystemExit) as stop:
+        load_tool("predict").main([str(photos), *arguments(trained, tmp_path / "predictions")])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    (error,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert "3 of 6 images could not be read" in error and "3 images" in said.out
+    assert all(name in error for name in ("b.jpg", "empty.jpg", "text.jpg"))
+    assert {path.stem for path in (tmp_path / "predictions/labels").glob("*.png")} == {"a", "c", "d"}
 
 
 #: What an exported network needs: PyTorch alone.

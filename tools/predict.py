@@ -26,8 +26,9 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from rc2l.data.datasets.folder import IMAGE_SUFFIXES
+from rc2l.data.errors import DatasetError
 from rc2l.data.file_listing import find_files
-from rc2l.data.reading import read_image, read_image_size
+from rc2l.data.reading import read_image
 from rc2l.engine.arguments import add_trained_network_arguments, read_arguments
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
@@ -75,8 +76,6 @@ def find_images(inputs: list[Path], output: Path) -> dict[str, Path]:
 
 def run(args: argparse.Namespace) -> None:
     images = find_images(args.inputs, args.output)
-    for path in images.values():
-        read_image_size(str(path))
     cfg = load_config(args.config_file, args.opts)
     resolve_device(cfg, num_gpus=1)
     predictor = Predictor(cfg, args.checkpoint, network=args.network, min_confidence=args.min_confidence)
@@ -87,8 +86,13 @@ def run(args: argparse.Namespace) -> None:
     pixels = np.zeros(256, dtype=np.int64)
     confidence_sums = np.zeros(256)
     seconds = 0.0
+    damaged: list[str] = []
     for name, path in tqdm(images.items(), "Images", disable=None):
-        image = read_image(str(path), "RGB")
+        try:
+            image = read_image(str(path), "RGB")
+        except DatasetError as error:  # the others are labeled all the same
+            damaged.append(str(error))
+            continue
         start = time.perf_counter()
         prediction = predictor(image)
         seconds += time.perf_counter() - start
@@ -108,13 +112,24 @@ def run(args: argparse.Namespace) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(drawn).save(target)
 
+    labeled = len(images) - len(damaged)
+    if labeled:
+        _report(predictor, pixels, confidence_sums)
+        print(f"{labeled} images, {seconds / labeled:.2f} s each on {cfg.MODEL.DEVICE}; written to {args.output}")
+    if damaged:
+        raise ValueError(
+            f"{len(damaged)} of {len(images)} images could not be read, all others are labeled: {'; '.join(damaged)}"
+        )
+
+
+def _report(predictor: Predictor, pixels: np.ndarray, confidence_sums: np.ndarray) -> None:
+    """Print share and confidence of each class; (256,) each, by label."""
     rows = [
         (name, f"{pixels[k] / pixels.sum():.1%}", f"{confidence_sums[k] / pixels[k]:.2f}" if pixels[k] else "")
         for k, name in [*enumerate(predictor.class_names), (255, "unsure (255)")]
-        if k < 255 or args.min_confidence > 0
+        if k < 255 or predictor.min_confidence > 0
     ]
     print(tabulate(rows, headers=("class", "share of pixels", "mean confidence"), tablefmt="github"))
-    print(f"{len(images)} images, {seconds / len(images):.2f} s each on {cfg.MODEL.DEVICE}; written to {args.output}")
 
 
 @entry_point
