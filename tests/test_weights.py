@@ -436,5 +436,7 @@ def test_damaged_and_foreign_files_are_refused(content, message, tmp_path):
 def test_missing_file_and_unknown_preference_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS: there is no file .*none\.pth"):
         read_weight_file(str(tmp_path / "none.pth"))
-    with pytest.raises(ValueError, match="choose teacher or student"):
-        read_weight_file(str(tmp_path / "none.pth"), prefer="best")
+    network = {"weight": torch.zeros(1)}
+    torch.save({"model": network, "teacher": network}, tmp_path / "run.pth")
+    with pytest.raises(ValueError, match="holds the networks teacher, student, but no best"):
+        read_weight_file(str(tmp_path / "run.pth"), prefer="best")
