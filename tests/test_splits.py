@@ -18,6 +18,7 @@ from rc2l.data.datasets import load_records
 from rc2l.data.errors import DatasetError
 from rc2l.data.partial_labels import read_record_label
 from rc2l.data.splits import _balanced_order, build_split, log_split
+from rc2l.structures.needs import Needs
 from tests.mini_datasets import build_mini_camvid, build_mini_voc, save_gray_png
 from tests.shared_data import REPO, shared_file
 
@@ -408,8 +409,7 @@ def test_unlabeled_lists_may_name_images_of_unlabeled_datasets(monkeypatch, tmp_
 
 def test_supervised_needs_no_unlabeled_images(register):
     cfg = config(register("supervised_sem_seg_train", ["1", "2"]))
-    cfg.SEMI.METHOD = "supervised"
-    split = build_split(cfg)
+    split = build_split(cfg, Needs())
     assert (len(split.labeled), split.unlabeled) == (2, [])
 
 

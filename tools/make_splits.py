@@ -29,6 +29,7 @@ from rc2l.data.splits import Split, build_split
 from rc2l.engine.arguments import add_import_argument
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
+from rc2l.structures.needs import Needs
 
 #: Options that stand for one config key each.
 _KEYS = {
@@ -46,10 +47,7 @@ def split_config(args: argparse.Namespace) -> CfgNode:
     """The config of the config file with the options on top."""
     given = {key: getattr(args, name) for name, key in _KEYS.items() if getattr(args, name) is not None}
     overrides = [word for key, value in given.items() for word in (key, value)]
-    cfg = load_config(args.config_file, [*args.opts, *overrides])
-    # A list of all images is a split too.
-    cfg.SEMI.METHOD = "supervised"
-    return cfg
+    return load_config(args.config_file, [*args.opts, *overrides])
 
 
 def facts_of(cfg: CfgNode, split: Split) -> dict:
@@ -93,7 +91,7 @@ def make(args: argparse.Namespace) -> str:
         raise DatasetError("DATASETS.PARTIAL_LABELS labels every image, so there is no split; set ENABLED False")
     if not options.LABELED_LIST and not options.NUM_LABELED and options.FRACTION == "all":
         raise DatasetError("all images would be labeled; give --num-labeled or --fraction, such as --fraction 1/8")
-    split = build_split(cfg)
+    split = build_split(cfg, Needs())  # a list of all images is a split too
     write_lists(args.folder, *names_of(split), facts_of(cfg, split))
     return f"{args.folder}: {_summary(split)}"
 
@@ -117,7 +115,7 @@ def check(args: argparse.Namespace) -> str:
     if not cfg.DATASETS.TRAIN:
         raise DatasetError(f"{args.folder} has no {SPLIT_FILE}; say which images it is about by --dataset")
     cfg.DATASETS.SPLIT.LABELED_LIST = str(args.folder)
-    split = build_split(cfg)
+    split = build_split(cfg, Needs())  # a list of all images is a split too
     found = {"labeled": len(split.labeled), "unlabeled": len(split.unlabeled), "hash": split.hash}
     for key, value in found.items():
         if facts.get(key, value) != value:
