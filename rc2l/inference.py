@@ -32,14 +32,14 @@ class Predictor:
     Args:
         cfg: the config of the training run, MODEL.DEVICE being where it runs.
         checkpoint: of a run, or any file that fits the whole model (:func:`~rc2l.modeling.weights.load_weights`).
-        network: "teacher" or "student", of a checkpoint of ours.
+        network: "teacher", "student" or another one of a checkpoint of ours; "": the result of its run.
         min_confidence: pixels below it, in [0, 1], become 255.
 
     Raises:
         FileNotFoundError, ValueError: the checkpoint cannot be read or does not fit, or a value is out of range.
     """
 
-    def __init__(self, cfg: CfgNode, checkpoint: str, *, network: str = "teacher", min_confidence: float = 0.0) -> None:
+    def __init__(self, cfg: CfgNode, checkpoint: str, *, network: str = "", min_confidence: float = 0.0) -> None:
         if not 0 <= min_confidence <= 1:
             raise ValueError(f"the least confidence is {min_confidence}: it must be in [0, 1]")
         if not str(checkpoint).strip():

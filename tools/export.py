@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_trained_network_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="name.pt or name.pth")
-    parser.add_argument("--network", choices=("teacher", "student"), default="teacher")
+    parser.add_argument("--network", default="", help="teacher, student, ...; by default the result of the run")
     parser.add_argument("--opts", nargs="*", default=[], help=argparse.SUPPRESS)
     args = read_arguments(parser, argv)
     content = run(args)

@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     add_trained_network_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--overlays", action="store_true", help="pictures of the classes over the image, too")
-    parser.add_argument("--network", choices=("teacher", "student"), default="teacher")
+    parser.add_argument("--network", default="", help="teacher, student, ...; by default the result of the run")
     parser.add_argument("--min-confidence", type=float, default=0.0, help="pixels below it, in [0, 1], become 255")
     parser.add_argument("--opts", nargs="*", default=[], help=argparse.SUPPRESS)
     args = read_arguments(parser, argv)

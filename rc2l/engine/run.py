@@ -165,7 +165,7 @@ def _open_folder(cfg: CfgNode, folder: Path) -> None:
 
 
 def evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, float]:
-    """Score a checkpoint: teacher and student of ours, or the one network of another file.
+    """Score a checkpoint: every network of one of ours, or the one network of another file.
 
     The tables, the config and the log go to OUTPUT_DIR/eval_only: a run may be at work in OUTPUT_DIR itself.
 

@@ -53,7 +53,7 @@ class SemiSupervisedTrainer(TrainerBase):
 
     Every random number of a step is drawn from (seed, iteration, process), those of mixing from (seed, iteration,
     position of the image in the step's unlabelled batch), so the state of a run is the networks, the optimizer, the
-    scheduler, the memory bank, the iteration, the best score and the metrics that are not yet in the files. The
+    scheduler, the objectives' own, the iteration, the best score and the metrics that are not yet in the files. The
     unlabelled images of a step are mixed as one batch, whatever the number of processes.
 
     Args:

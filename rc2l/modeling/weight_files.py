@@ -152,7 +152,7 @@ def read_weight_file(path: str, prefer: str = "", network: nn.Module | None = No
 
     Raises:
         FileNotFoundError: no such file, or it cannot be fetched.
-        ValueError: unsafe, damaged or without tensors; unknown ``prefer``.
+        ValueError: unsafe, damaged or without tensors; there is no network ``prefer``.
     """
     local = local_weights(path)
     state, role, author = _select(_deserialize(local, path), prefer, path)
