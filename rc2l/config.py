@@ -262,7 +262,7 @@ declare(
 
 
 def declare_colors(node: str) -> None:
-    """Declare the ranges of the color keys of a view, such as INPUT.STRONG."""
+    """Declare the ranges of the colour keys of a view, such as INPUT.STRONG."""
     factor = number(at_least=0)
     declare(
         node,
@@ -281,20 +281,20 @@ declare_colors("INPUT.STRONG")
 
 @config_node
 def add_label_config(cfg: CfgNode) -> None:
-    """Add the keys of published splits, partial labels, and the sizes and colors of each view."""
-    # A text file with the labeled images, one a line (id, file name, path, or image and label path), or a folder with
+    """Add the keys of published splits, partial labels, and the sizes and colours of each view."""
+    # A text file with the labelled images, one a line (id, file name, path, or image and label path), or a folder with
     # labeled.txt and perhaps unlabeled.txt; "": draw them. FRACTION and NUM_LABELED, where set, must agree with it.
     cfg.DATASETS.SPLIT.LABELED_LIST = ""
-    # Likewise the unlabeled images; "": all others. Needs LABELED_LIST.
+    # Likewise the unlabelled images; "": all others. Needs LABELED_LIST.
     cfg.DATASETS.SPLIT.UNLABELED_LIST = ""
     # SAMPLING few_labels: images with fewer classes than this are not drawn. ReCo's rule; the paper prints no number.
     cfg.DATASETS.SPLIT.MIN_CLASSES = 3
 
-    # ReCo's "partial labels, full dataset" (section 4): every image of DATASETS.TRAIN is labeled, but only in a share
-    # of the pixels of each class; the same images, and DATASETS.UNLABELED, are the unlabeled stream.
+    # ReCo's "partial labels, full dataset" (section 4): every image of DATASETS.TRAIN is labelled, but only in a share
+    # of the pixels of each class; the same images, and DATASETS.UNLABELED, are the unlabelled stream.
     cfg.DATASETS.PARTIAL_LABELS = CfgNode()
     cfg.DATASETS.PARTIAL_LABELS.ENABLED = False
-    # Labeled share of the pixels of each class in each image, in [0, 1]; 0.0: one pixel. ReCo: 0.0,
+    # Labelled share of the pixels of each class in each image, in [0, 1]; 0.0: one pixel. ReCo: 0.0,
     # 0.01, 0.05, 0.25.
     cfg.DATASETS.PARTIAL_LABELS.SHARE = 0.01
     # Which pixels, 0 or more; independent of SEED.
@@ -308,13 +308,13 @@ def add_label_config(cfg: CfgNode) -> None:
     # Range of a random scale relative to the image's own size (or BASE_SIZE); []: none. ReCo appendix A: [0.5, 1.5].
     # Where this or BASE_SIZE is set, MIN_SIZE_TRAIN and MAX_SIZE_TRAIN are not used.
     cfg.INPUT.SCALE_RANGE = []
-    # Color changes of labeled images and of the weak view (which the teacher sees and the strong view starts from),
+    # Colour changes of labelled images and of the weak view (which the teacher sees and the strong view starts from),
     # after those of COLOR_AUG_SSD; the keys mean the same as those of INPUT.STRONG.
     cfg.INPUT.LABELED = CfgNode()
     # Brightness, contrast, saturation, hue, and the probability of any change.
     cfg.INPUT.LABELED.COLOR_JITTER = [0.0, 0.0, 0.0, 0.0]
     cfg.INPUT.LABELED.COLOR_JITTER_PROB = 0.8
-    # Probability of a gray image.
+    # Probability of a grey image.
     cfg.INPUT.LABELED.GRAYSCALE_PROB = 0.0
     # Probability of Gaussian blur, and the range of its sigma in pixels.
     cfg.INPUT.LABELED.BLUR_PROB = 0.0

@@ -21,7 +21,7 @@ def paint_label(index: int, num_classes: int, size: tuple[int, int]) -> np.ndarr
 
 
 def paint_image(label: np.ndarray, seed: int) -> np.ndarray:
-    """(H, W, 3) uint8: the color of each class in the VOC palette, with noise."""
+    """(H, W, 3) uint8: the colour of each class in the VOC palette, with noise."""
     colors = np.array(palette(256), dtype=np.int64)
     noise = np.random.default_rng(seed).integers(-20, 21, (*label.shape, 3))
     return np.clip(colors[label] // 2 + 60 + noise, 0, 255).astype(np.uint8)
@@ -37,7 +37,7 @@ def save_palette_png(label: np.ndarray, path: Path) -> None:
 
 
 def save_gray_png(label: np.ndarray, path: Path) -> None:
-    """Save a label map as 8-bit gray."""
+    """Save a label map as 8-bit grey."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(label).save(path)
 
@@ -98,7 +98,7 @@ def build_mini_cityscapes(root: Path, num_train: int = 8, num_val: int = 2, size
 
 
 def build_mini_camvid(root: Path, num_train: int = 16, num_val: int = 4, size: tuple[int, int] = (36, 48)) -> Path:
-    """CamVid below ``root``, with 11 for unlabeled pixels; returns ``root``."""
+    """CamVid below ``root``, with 11 for unlabelled pixels; returns ``root``."""
     base = Path(root) / "camvid"
     for subset, count in (("train", num_train), ("val", num_val)):
         for index in range(count):

@@ -76,23 +76,23 @@ DESCRIPTIONS = {
         r"names\.txt, which cannot be read \(it is no text\)",
     ),
     "classes is a number": ({"classes": 3}, None, r"'classes' is 3; give 1 to 254"),
-    "too few colors": ({"colors": [[0, 0, 0]]}, None, r"'colors' is 1 colors for 3 classes; give one"),
-    "no such color": ({"colors": [[0, 0, 256]] * 3}, None, r"'colors' has \[0, 0, 256\], which is no color; use"),
-    "color of no class": ({"colors": {"tree": "#000000"}}, None, r"'colors' names 'tree', which is no class; use"),
-    "class without color": ({"colors": {"roof": "#000000"}}, None, r"'colors' has no color for class 'ground'; add"),
+    "too few colours": ({"colors": [[0, 0, 0]]}, None, r"'colors' is 1 colours for 3 classes; give one"),
+    "no such colour": ({"colors": [[0, 0, 256]] * 3}, None, r"'colors' has \[0, 0, 256\], which is no colour; use"),
+    "colour of no class": ({"colors": {"tree": "#000000"}}, None, r"'colors' names 'tree', which is no class; use"),
+    "class without colour": ({"colors": {"roof": "#000000"}}, None, r"'colors' has no colour for class 'ground'; add"),
     "label_map to no class": ({"label_map": {0: 3}}, None, r"'label_map' names 3, which is no class; use .* 0\.\.2"),
     "label_map from text": ({"label_map": {"roof": 1}}, None, r"'label_map' has the id 'roof'; ids .* -1\.\.65535"),
     "label_map is a list": ({"label_map": [0, 1]}, None, r"'label_map' is \[0, 1\]; it must be a mapping such as"),
     "color_map is text": ({"color_map": "red"}, None, r"'color_map' is 'red'; it must be a mapping"),
-    "color_map with no color": (
+    "color_map with no colour": (
         {"color_map": {"roof": "red"}},
         None,
         r"'color_map', class 'roof' has 'red', which is no",
     ),
-    "color of two classes": (
+    "colour of two classes": (
         {"color_map": {"roof": "#010203", "road": [1, 2, 3]}},
         None,
-        r"'color_map' gives the color \[1, 2, 3\] to two classes; give",
+        r"'color_map' gives the colour \[1, 2, 3\] to two classes; give",
     ),
     "label_map and color_map": (
         {"color_map": {"roof": "#010203"}, "label_map": {0: 0}},
@@ -114,7 +114,7 @@ DESCRIPTIONS = {
         None,
         r"'images' .*a\.txt and 'list' .* are both lists",
     ),
-    "unlabeled without images": ({"unlabeled": {"labels": "labels"}}, None, r"'unlabeled' names no images; give"),
+    "unlabelled without images": ({"unlabeled": {"labels": "labels"}}, None, r"'unlabeled' names no images; give"),
     "suffix is a number": ({"label_suffix": 1}, None, r"'label_suffix' is 1; it must be text"),
     "no labelme export": ({"images": None, "labels": None, "labelme": "."}, None, r"has no folder JPEGImages; it must"),
     "labelme and images": ({"labelme": "."}, None, r"'labelme' and 'images' exclude each other; remove one"),
@@ -227,15 +227,15 @@ LABELS = {
         None,
         r"label ids 1, 2 are out of range.*label_map, 0 \(255 = ignore",
     ),
-    "color label without color_map": (
+    "colour label without color_map": (
         {},
         lambda root: Image.new("RGB", (48, 32)).save(root / "labels/00.png"),
-        r"00\.png: this label is a RGB color image.* or give the dataset a color_map",
+        r"00\.png: this label is a RGB colour image.* or give the dataset a color_map",
     ),
-    "color not in color_map": (
+    "colour not in color_map": (
         {"color_map": {"ground": [0, 0, 0], "roof": [1, 1, 1]}},
         None,
-        r"00\.png: \d+ pixels have colors that are not in the color_map of dataset 'my_.*: \(2, 2, 2\), \(255",
+        r"00\.png: \d+ pixels have colours that are not in the color_map of dataset 'my_.*: \(2, 2, 2\), \(255",
     ),
     "16-bit label with color_map": (
         {"color_map": {"ground": [0, 0, 0]}},

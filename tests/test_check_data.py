@@ -88,7 +88,7 @@ def test_label_unreadable(cfg, split):
 
 def test_label_is_a_color_image(cfg, split):
     Image.new("RGB", (48, 36)).save(label_of(split.labeled[0]))
-    fails(cfg, split, "this label is a RGB color image")
+    fails(cfg, split, "this label is a RGB colour image")
 
 
 def test_label_id_out_of_range(cfg, split):
@@ -104,12 +104,12 @@ def test_sizes_differ(cfg, split):
 def test_many_errors_are_counted_and_some_shown(cfg, split):
     for record in split.labeled:
         label_of(record).unlink()
-    text = fails(cfg, split, "Checking labeled images: 6 of 6 have errors")
+    text = fails(cfg, split, "Checking labelled images: 6 of 6 have errors")
     assert text.count("does not exist") == 5 and text.endswith("and 1 more")
 
 
 def test_empty_split(cfg, split):
-    fails(cfg, replace(split, labeled=[]), "the split has no labeled image")
+    fails(cfg, replace(split, labeled=[]), "the split has no labelled image")
 
 
 def test_number_of_classes(cfg, split):
@@ -167,4 +167,4 @@ def test_classes_without_labels_give_a_warning(cfg, split, caplog):
         label[:10] = 1
         save_gray_png(label, label_of(record))
     check_data(cfg, split, TEST)
-    assert "No labeled image shows Sky, Pole, Pavement" in caplog.text
+    assert "No labelled image shows Sky, Pole, Pavement" in caplog.text

@@ -16,7 +16,7 @@ def test_scores_of_two_pairs_on_the_unit_circle():
     scores = cluster_scores(vectors, torch.tensor([0, 0, 1, 1]))
     between = (2 + 3**0.5) / 2
     assert scores["silhouette"] == pytest.approx((between - 1) / between)
-    # Centers at distance √3/2 from the origin on opposite sides, every pixel 1/2 from its own.
+    # Centres at distance √3/2 from the origin on opposite sides, every pixel 1/2 from its own.
     assert scores["calinski_harabasz"] == pytest.approx((4 * 3 / 4 / 1) / (4 / 4 / 2))
     assert scores["davies_bouldin"] == pytest.approx((0.5 + 0.5) / 3**0.5)
 

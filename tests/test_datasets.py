@@ -211,7 +211,7 @@ def test_color_and_damaged_labels(tmp_path, toy_metadata):
     color, damaged = tmp_path / "color.png", tmp_path / "damaged.png"
     Image.new("RGB", (4, 4)).save(color)
     damaged.write_bytes(color.read_bytes()[:40])
-    with pytest.raises(DatasetError, match=r"color.png: this label is a RGB color image"):
+    with pytest.raises(DatasetError, match=r"color.png: this label is a RGB colour image"):
         read_label(str(color), toy_metadata)
     with pytest.raises(DatasetError, match=r"damaged.png: cannot read this label"):
         read_label(str(damaged), toy_metadata)

@@ -170,7 +170,7 @@ def newest_call_first(memory: DensityMemory, values: torch.Tensor, k: int, calls
 
 
 def test_updates_of_an_empty_bank_store_what_the_official_ones_do(reference):
-    """Its densities are all 0 (quirks 18 and 19); ours are measured as soon as there are neighbors enough."""
+    """Its densities are all 0 (quirks 18 and 19); ours are measured as soon as there are neighbours enough."""
     memory, calls = official_bank(reference, "a")
     K = len(calls)
     measured = [0] * K
@@ -181,7 +181,7 @@ def test_updates_of_an_empty_bank_store_what_the_official_ones_do(reference):
             calls[k].append(int((reference[f"{call}/label"] == k).sum()))
             expected = F.normalize(reference[f"{call}/after_fts{k}"], dim=1)
             torch.testing.assert_close(newest_call_first(memory, memory.features, k, calls[k]), expected)
-            # A class is measured by a call that finds the largest number of neighbors in its memory.
+            # A class is measured by a call that finds the largest number of neighbours in its memory.
             measured[k] += calls[k][-1] if earlier[k] >= max(memory.neighbors) else 0
     assert [int((memory.measured[k] >= 0).sum()) for k in range(K)] == measured
 

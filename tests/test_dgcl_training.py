@@ -84,7 +84,7 @@ def test_the_most_uncertain_pseudo_labels_are_left_out(progress, kept):
     assert torch.equal(stored, certain)
 
 
-def test_only_labelled_and_confident_pixels_enter_the_memory():
+def test_only_labeled_and_confident_pixels_enter_the_memory():
     dgcl, step_with = dgcl_of("DGCL.MEMORY_CONFIDENCE", 0.7, "DGCL.DROPPED_SHARE", "[0.0,0.0]")
     targets, pseudo_targets = torch.zeros(2, H, W, dtype=torch.uint8), torch.ones(2, H, W, dtype=torch.uint8)
     targets[:, :4], pseudo_targets[:, :4] = 255, 255

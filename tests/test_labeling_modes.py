@@ -43,11 +43,11 @@ RUNS = {
 MODES = {
     "few labels": (
         "DATASETS.SPLIT.FRACTION all DATASETS.SPLIT.NUM_LABELED 3 DATASETS.SPLIT.SAMPLING few_labels".split(),
-        "Split: 3 labeled + 5 unlabeled images",
+        "Split: 3 labelled + 5 unlabelled images",
     ),
     "partial labels": (
         "DATASETS.SPLIT.FRACTION all DATASETS.PARTIAL_LABELS.ENABLED True DATASETS.PARTIAL_LABELS.SHARE 0.0".split(),
-        "Split: 8 labeled + 8 unlabeled images",
+        "Split: 8 labelled + 8 unlabelled images",
     ),
 }
 UNSUPERVISED = {

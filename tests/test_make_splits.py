@@ -45,7 +45,7 @@ def fail(capsys, *arguments: str) -> str:
 CASES = {
     "random": (["--dataset", "voc_2012_sem_seg_train", "--num-labeled", 3], 3, 9),
     "fraction, seed": (["--dataset", "voc_2012_sem_seg_train", "--fraction", "1/4", "--seed", 2], 3, 9),
-    "unlabeled dataset": (
+    "unlabelled dataset": (
         ["--dataset", "voc_2012_sem_seg_train", "--unlabeled", "voc_2012_sem_seg_train_aug", "--num-labeled", 5],
         *(5, 13),
     ),
@@ -65,7 +65,7 @@ def test_written_lists_are_read_back_as_the_same_split(case, tmp_path, capsys):
     arguments, labeled, unlabeled = CASES[case]
     said = make(capsys, "splits/new", *arguments)
     facts = json.loads((tmp_path / "splits/new/split.json").read_text())
-    assert said == f"splits/new: {labeled} labeled + {unlabeled} unlabeled images, hash {facts['hash']}"
+    assert said == f"splits/new: {labeled} labelled + {unlabeled} unlabelled images, hash {facts['hash']}"
     assert (facts["labeled"], facts["unlabeled"]) == (labeled, unlabeled) and facts["source"]
     assert facts["seed"] == (2 if "seed" in case else 0)
     assert len((tmp_path / "splits/new/labeled.txt").read_text().splitlines()) == labeled
@@ -98,7 +98,7 @@ def test_ids_that_two_datasets_share_are_written_as_paths(data, tmp_path, capsys
 def test_a_published_folder_is_checked_against_a_dataset(tmp_path, capsys):
     (tmp_path / "92").mkdir()
     (tmp_path / "92/labeled.txt").write_text("JPEGImages/2007_000003.jpg SegmentationClass/2007_000003.png\n")
-    assert "1 labeled + 11 unlabeled" in make(capsys, "92", "--check", "--dataset", "voc_2012_sem_seg_train")
+    assert "1 labelled + 11 unlabelled" in make(capsys, "92", "--check", "--dataset", "voc_2012_sem_seg_train")
     assert fail(capsys, "92", "--check").startswith("error: 92 has no split.json; say which images it is about by")
     (tmp_path / "92/split.json").write_text("{}")
     assert "92/split.json: this is no split.json of make_splits.py" in fail(capsys, "92", "--check")
@@ -112,7 +112,7 @@ def test_lists_that_were_changed_are_found(tmp_path, capsys):
     path.write_text("\n".join(lines[1:]))
     assert "new: labeled is 3, but new/split.json says 4" in fail(capsys, "new", "--check")
     path.write_text("\n".join([*lines, other[0]]))
-    assert "unlabeled.txt line 1 is labeled by new/labeled.txt line 5" in fail(capsys, "new", "--check")
+    assert "unlabeled.txt line 1 is labelled by new/labeled.txt line 5" in fail(capsys, "new", "--check")
     path.write_text("\n".join([lines[0], *lines]))
     assert "labeled.txt line 2" in fail(capsys, "new", "--check")
     path.write_text("\n".join(lines))
@@ -124,7 +124,7 @@ def test_lists_that_were_changed_are_found(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--dataset", "nowhere", "--num-labeled", 1], "unknown dataset 'nowhere'"),
-        (["--dataset", "camvid_sem_seg_train"], "all images would be labeled; give --num-labeled or --fraction"),
+        (["--dataset", "camvid_sem_seg_train"], "all images would be labelled; give --num-labeled or --fraction"),
         (["--dataset", "camvid_sem_seg_train", "--num-labeled", 11], "NUM_LABELED is 11, but DATASETS.TRAIN has 10"),
         (["--dataset", "camvid_sem_seg_train", "--num-labeled", "ten"], "NUM_LABELED"),
         (["--dataset", "camvid_sem_seg_train", "--num-labeled", 1, "--sampling", "best"], "SAMPLING is 'best'"),

@@ -83,7 +83,7 @@ def test_what_is_pasted_comes_from_the_next_position_with_its_validity(name, box
 
 
 @pytest.mark.parametrize("name", PARTNERED)
-def test_one_unlabelled_image_in_all_is_refused_where_mixing_needs_a_partner(name):
+def test_one_unlabeled_image_in_all_is_refused_where_mixing_needs_a_partner(name):
     cfg = get_rc2l_cfg()
     cfg.MODEL.META_ARCHITECTURE, cfg.SEMI.MIXING.NAME, cfg.SOLVER.IMS_PER_BATCH_UNLABELED = "MaskFormer", name, 1
     with pytest.raises(

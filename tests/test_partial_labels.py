@@ -129,7 +129,7 @@ def test_all_images_are_in_both_streams(camvid):
     assert len(split.labeled) == len(split.unlabeled) == 4
     assert {r["image_id"] for r in split.labeled} == {r["image_id"] for r in split.unlabeled}
     assert not any("sem_seg_file_name" in record or "partial_label" in record for record in split.unlabeled)
-    assert "all images labeled in 0.05 of the pixels of each class" in split.source and split.seed == 2
+    assert "all images labelled in 0.05 of the pixels of each class" in split.source and split.seed == 2
     for record in split.labeled:
         whole = read_label(record["sem_seg_file_name"], MetadataCatalog.get(camvid))
         thin = read_record_label(record)

@@ -109,8 +109,8 @@ def test_networks_that_want_bgr_get_it(trained, tmp_path):
 BAD = {
     "nothing there": (["none.jpg"], [], r"none\.jpg: no such file or folder"),
     "no image": (["empty"], [], r"empty holds no images; files of \.jpg"),
-    "same names": (["one/x.jpg", "two/x.jpg"], [], r"one/x\.jpg and .*two/x\.jpg would both be labeled as x\.png"),
-    "output among the images": (["."], [], r"predictions lies in .*, whose images are to be labeled"),
+    "same names": (["one/x.jpg", "two/x.jpg"], [], r"one/x\.jpg and .*two/x\.jpg would both be labelled as x\.png"),
+    "output among the images": (["."], [], r"predictions lies in .*, whose images are to be labelled"),
     "no checkpoint": (["one"], ["--checkpoint", ""], r"checkpoint"),
     "confidence": (["one"], ["--min-confidence", "50"], r"the least confidence is 50\.0: it must be in \[0, 1\]"),
     "checkpoint": (["one"], ["--checkpoint", "none.pth"], r"none\.pth"),

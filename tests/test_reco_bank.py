@@ -71,7 +71,7 @@ def test_keys_come_from_the_bank():
     assert (near.positive_similarity > 0.5).all() and (far.positive_similarity < -0.5).all()
 
 
-def test_labelled_and_confident_pixels_enter_the_bank_after_the_step():
+def test_labeled_and_confident_pixels_enter_the_bank_after_the_step():
     cfg = config("classmix-reco_deeplab", *WITH_BANK)
     learner = learner_of(cfg)
     bank = objective_of(learner, "reco").bank

@@ -119,7 +119,7 @@ def test_bad_parameters_are_named(tmp_path, bad):
 
 @pytest.mark.parametrize("label", range(1, len(CLASSES)))
 def test_an_object_lies_under_its_label(label, monkeypatch):
-    # Without texture, noise and light, pixels of an object have one color, which differs from all others.
+    # Without texture, noise and light, pixels of an object have one colour, which differs from all others.
     monkeypatch.setattr(shapes_painter, "_TEXTURES", ("plain",) * len(CLASSES))
     monkeypatch.setattr(shapes_painter, "_clouds", lambda rng, size, cells: np.zeros((size, size)))
     monkeypatch.setattr(shapes_painter, "_light", lambda rng, size: np.ones((size, size)))

@@ -1,4 +1,4 @@
-"""Splits: counts, independence of listing order, nesting, balance, the unlabeled pool, errors."""
+"""Splits: counts, independence of listing order, nesting, balance, the unlabelled pool, errors."""
 
 import rc2l  # noqa: F401  first of all: makes detectron2 importable
 
@@ -127,7 +127,7 @@ def test_unlabeled_images_have_no_label_file(register):
 
 
 def test_unlabeled_dataset_of_the_same_family_counts_each_image_once(monkeypatch, tmp_path):
-    """The 1.4k split of VOC: all of train is labeled, the rest of train_aug, which contains train, is not."""
+    """The 1.4k split of VOC: all of train is labelled, the rest of train_aug, which contains train, is not."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(build_mini_voc(tmp_path, num_train=5, num_aug=3, num_val=1)))
     split = build_split(config("voc_2012_sem_seg_train", unlabeled=("voc_2012_sem_seg_train_aug",)))
     assert len(split.labeled) == 5
@@ -145,7 +145,7 @@ def test_same_ids_in_other_families_are_other_images(register):
 
 
 def test_class_balance_covers_rare_classes(monkeypatch, tmp_path):
-    """Of 40 images one shows class 9 and one class 10: both are among the first four labeled ones for any seed."""
+    """Of 40 images one shows class 9 and one class 10: both are among the first four labelled ones for any seed."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(build_mini_camvid(tmp_path, num_train=40)))
     rare = {"train_00007": 9, "train_00031": 10}
     for record in load_records("camvid_sem_seg_train"):
@@ -180,7 +180,7 @@ def test_log_line(register, caplog):
     with caplog.at_level(logging.INFO, logger="rc2l"):
         log_split(split)
     (record,) = caplog.records
-    for part in ("1 labeled + 1 unlabeled", "logged_sem_seg_train", "1/2", "seed 5", split.hash):
+    for part in ("1 labelled + 1 unlabelled", "logged_sem_seg_train", "1/2", "seed 5", split.hash):
         assert part in record.getMessage()
 
 
@@ -194,10 +194,10 @@ def test_bad_fractions(register, fraction):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"NUM_LABELED": 3}, "NUM_LABELED is 3, but DATASETS.TRAIN has 2 labeled images"),
+        ({"NUM_LABELED": 3}, "NUM_LABELED is 3, but DATASETS.TRAIN has 2 labelled images"),
         ({"NUM_LABELED": -1}, "NUM_LABELED is -1; it must be 0"),
         ({"SAMPLING": "sorted"}, "SAMPLING is 'sorted'; it must be one of"),
-        ({}, "no unlabeled images are left for SEMI.METHOD 'rc2l': all 2 images"),
+        ({}, "no unlabelled images are left for SEMI.METHOD 'rc2l': all 2 images"),
     ],
 )
 def test_bad_options(register, options, message):
@@ -231,7 +231,7 @@ def rare_classes(tmp_path, register):
 
 @pytest.mark.parametrize(("count", "least"), [(20, 5), (60, 15), (200, 50)])
 def test_few_labels_show_the_least_seen_class_often_and_have_enough_classes(rare_classes, count, least):
-    """ReCo section 4.1: the least seen classes appear in 5, 15 and 50 labeled images."""
+    """ReCo section 4.1: the least seen classes appear in 5, 15 and 50 labelled images."""
     split = build_split(config(rare_classes, NUM_LABELED=count, SAMPLING="few_labels", MIN_CLASSES=4))
     present = present_classes(split.labeled)
     assert present.shape[0] == count and (present.sum(axis=1) >= 4).all()
@@ -254,7 +254,7 @@ def test_smaller_shares_of_the_unlabeled_images_are_contained_in_larger_ones(reg
         split = build_split(config(name, "1/6", UNLABELED_SHARE=share))
         assert ids_of(split.labeled) == ids_of(whole.labeled)
         assert ids_of(split.unlabeled) == ids_of(whole.unlabeled)[:count] and len(split.unlabeled) == count
-        assert ("of the unlabeled images" in split.source) == (share < 1)
+        assert ("of the unlabelled images" in split.source) == (share < 1)
 
 
 @pytest.fixture
@@ -338,7 +338,7 @@ def test_a_listed_split_equals_the_drawn_one(city, tmp_path, caplog):
     assert (read.labeled, read.unlabeled, read.hash) == (drawn.labeled, drawn.unlabeled, drawn.hash)
     with caplog.at_level(logging.INFO, logger="rc2l"):
         log_split(read)
-    assert f"2 labeled + 6 unlabeled images from {city} (lists {tmp_path}), hash {read.hash}" in caplog.text
+    assert f"2 labelled + 6 unlabelled images from {city} (lists {tmp_path}), hash {read.hash}" in caplog.text
 
 
 BAD_LISTS = {
@@ -346,8 +346,8 @@ BAD_LISTS = {
     "twice": ("aachen_1\n\nleftImg8bit/train/aachen/aachen_1_leftImg8bit.png", "", {}, r"line 3: .* of line 1 again"),
     "ambiguous": ("x/1.jpg", "", {}, r"line 1: 'x/1.jpg' matches 2 images \(1.jpg, 1.jpg\); write more"),
     "empty": ("\n \n", "", {}, r"labeled.txt is empty; write one"),
-    "both": ("bonn_1\nbonn_2", "aachen_1\nbonn_2", {}, r"unlabeled.txt line 2 is labeled by .*labeled.txt line 2 \("),
-    "bad unlabeled": (
+    "both": ("bonn_1\nbonn_2", "aachen_1\nbonn_2", {}, r"unlabeled.txt line 2 is labelled by .*labeled.txt line 2 \("),
+    "bad unlabelled": (
         "bonn_1",
         "nowhere",
         {},
@@ -361,8 +361,8 @@ BAD_LISTS = {
     ),
     "other number": ("bonn_1", "", {"NUM_LABELED": 3}, r"lists 1 images, but .* NUM_LABELED 3; set FRACTION all"),
     "missing": (None, "", {}, r"LABELED_LIST: .*labeled.txt does not exist; name a text file"),
-    "no unlabeled file": ("bonn_1", "", {"UNLABELED_LIST": "none.txt"}, r"UNLABELED_LIST: none.txt does not exist"),
-    "no labeled list": (
+    "no unlabelled file": ("bonn_1", "", {"UNLABELED_LIST": "none.txt"}, r"UNLABELED_LIST: none.txt does not exist"),
+    "no labelled list": (
         "",
         "",
         {"LABELED_LIST": "", "UNLABELED_LIST": "u.txt"},

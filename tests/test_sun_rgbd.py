@@ -40,7 +40,7 @@ def ids(name: str) -> list[str]:
 
 
 def test_every_id(tmp_path):
-    """0 is unlabeled; 1 (wall) to 37 (bag) are 0 to 36."""
+    """0 is unlabelled; 1 (wall) to 37 (bag) are 0 to 36."""
     save_gray_png(np.array([[*range(38), 255]], dtype=np.uint8), tmp_path / "label.png")
     metadata = MetadataCatalog.get(TRAIN)
     assert read_label(str(tmp_path / "label.png"), metadata).tolist() == [[255, *range(37), 255]]

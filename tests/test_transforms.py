@@ -190,7 +190,7 @@ def test_ssd_colors_are_those_of_detectron2(image_format):
 
 @pytest.mark.parametrize("operation", range(4))
 def test_jitter_does_what_torchvision_does(operation):
-    """On a picture of smooth colors; hue is in steps of 2 degrees in OpenCV, of 1.4 in Pillow."""
+    """On a picture of smooth colours; hue is in steps of 2 degrees in OpenCV, of 1.4 in Pillow."""
     rows, columns = np.mgrid[0:64, 0:64]
     image = np.stack([40 + 3 * rows, 230 - 3 * columns, 60 + rows + columns], axis=-1).astype(np.uint8)
     strengths = np.eye(4)[operation] * [0.5, 0.5, 0.5, 0.25]
@@ -213,7 +213,7 @@ def test_speed_table_has_a_row_for_every_part(capsys):
     tool["run"](parser.parse_args(["--images", "voc", "--num-images", "1", "--repeats", "1", *small]))
     table = capsys.readouterr().out
     parts = "decode image|decode label|ResizeCrop|ColorAugSSD|RandomFlip|PadToSize|ColorJitter|GaussianBlur|collate"
-    for part in [*parts.split("|"), "whole labeled sample", "whole unlabeled sample"]:
+    for part in [*parts.split("|"), "whole labelled sample", "whole unlabelled sample"]:
         assert part in table
     with pytest.raises(ValueError, match=r"--repeats is 0; it must be 1 or more"):
         tool["run"](parser.parse_args(["--repeats", "0"]))

@@ -1,4 +1,4 @@
-"""Colored label maps and panels."""
+"""Coloured label maps and panels."""
 
 import numpy as np
 import pytest
@@ -68,5 +68,5 @@ def test_panel_refuses_rows_that_do_not_fit(tmp_path):
     image = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(ValueError, match=r"\[2, 1\] images for 2 column titles"):
         save_panel(tmp_path / "panel.png", [[image, image], [image]], ["a", "b"], NAMES, COLORS)
-    with pytest.raises(ValueError, match="3 class names and 2 class colors"):
+    with pytest.raises(ValueError, match="3 class names and 2 class colours"):
         save_panel(tmp_path / "panel.png", [[image]], ["a"], NAMES, COLORS[:2])

@@ -3,7 +3,7 @@
     python tools/benchmark.py data
     python tools/benchmark.py data --images cityscapes --config-file configs/cityscapes/rc2l_r101_1-8.yaml
 
-Two sizes of images: VOC-like (500x375, crop 512) and Cityscapes-like (2048x1024, crop 768). All color operations are
+Two sizes of images: VOC-like (500x375, crop 512) and Cityscapes-like (2048x1024, crop 768). All colour operations are
 on, so that each has its row, unless a config says which. Times are CPU time of one thread; waiting for disks is not in.
 """
 
@@ -113,7 +113,7 @@ def benchmark(cfg: CfgNode, records: list[dict], repeats: int) -> list[list]:
                 view = T.AugInput(image)
                 timer.augment(view, weak, "weak")
                 timer.augment(view, strong, "strong")
-            for stream, name in ((LABELED, "whole labeled sample"), (UNLABELED, "whole unlabeled sample, two views")):
+            for stream, name in ((LABELED, "whole labelled sample"), (UNLABELED, "whole unlabelled sample, two views")):
                 with seeded_randomness(repeat, index):
                     samples.append((stream, timer(name, mappers[stream], record)))
         start = time.thread_time()

@@ -2,7 +2,7 @@
 
     python tools/make_partial_labels.py voc_2012_sem_seg_train_aug --share 0.01 --output partial/voc_aug_1pct
 
-Files are <image id>.png, 8-bit train ids with the colors of the dataset as palette, 255 where nothing is known. Train
+Files are <image id>.png, 8-bit train ids with the colours of the dataset as palette, 255 where nothing is known. Train
 with them by DATASETS.PARTIAL_LABELS.ENABLED True, SHARE, SEED, and FOLDER <output>. Without FOLDER, training thins the
 labels out while it reads them, with the same result.
 """
@@ -30,7 +30,7 @@ from rc2l.visualization.label_images import colors_of, palette_image
 
 
 def make_partial_labels(dataset: str, output: Path, share: float, seed: int, jobs: int | None = None) -> int:
-    """Write partial labels of all labeled images of a registered dataset to a new folder, all or nothing.
+    """Write partial labels of all labelled images of a registered dataset to a new folder, all or nothing.
 
     Args:
         share: of the pixels of each class, in [0, 1]; 0 is one pixel.

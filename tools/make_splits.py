@@ -1,4 +1,4 @@
-"""Write which images are labeled as text files, or check such files.
+"""Write which images are labelled as text files, or check such files.
 
     python tools/make_splits.py splits/voc/92 --dataset voc_2012_sem_seg_train --num-labeled 92
     python tools/make_splits.py splits/city/20 --dataset cityscapes_sem_seg_train --num-labeled 20 \\
@@ -67,7 +67,7 @@ def facts_of(cfg: CfgNode, split: Split) -> dict:
 
 
 def names_of(split: Split) -> tuple[list[str], list[str]]:
-    """One line for each labeled and each unlabeled image: its id, or its path where two datasets share the id."""
+    """One line for each labelled and each unlabelled image: its id, or its path where two datasets share the id."""
     ids: dict[str, set[str]] = {}
     for record in [*split.labeled, *split.unlabeled]:
         ids.setdefault(str(record["image_id"]), set()).add(dataset_family(record["dataset"]))
@@ -90,7 +90,7 @@ def make(args: argparse.Namespace) -> str:
     if cfg.DATASETS.PARTIAL_LABELS.ENABLED:
         raise DatasetError("DATASETS.PARTIAL_LABELS labels every image, so there is no split; set ENABLED False")
     if not options.LABELED_LIST and not options.NUM_LABELED and options.FRACTION == "all":
-        raise DatasetError("all images would be labeled; give --num-labeled or --fraction, such as --fraction 1/8")
+        raise DatasetError("all images would be labelled; give --num-labeled or --fraction, such as --fraction 1/8")
     split = build_split(cfg, Needs())  # a list of all images is a split too
     write_lists(args.folder, *names_of(split), facts_of(cfg, split))
     return f"{args.folder}: {_summary(split)}"
@@ -127,7 +127,7 @@ def check(args: argparse.Namespace) -> str:
 
 
 def _summary(split: Split) -> str:
-    return f"{len(split.labeled)} labeled + {len(split.unlabeled)} unlabeled images, hash {split.hash}"
+    return f"{len(split.labeled)} labelled + {len(split.unlabeled)} unlabelled images, hash {split.hash}"
 
 
 def _names(text: str) -> str:
@@ -141,11 +141,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="check the folder instead of writing it")
     parser.add_argument("--config-file", default="", help="take DATASETS from this config")
     parser.add_argument("--dataset", type=_names, help="registered dataset, or several with commas between")
-    parser.add_argument("--unlabeled", type=_names, help="likewise, datasets of unlabeled images only")
-    parser.add_argument("--fraction", help="labeled share, such as 1/8")
-    parser.add_argument("--num-labeled", help="number of labeled images")
+    parser.add_argument("--unlabeled", type=_names, help="likewise, datasets of unlabelled images only")
+    parser.add_argument("--fraction", help="labelled share, such as 1/8")
+    parser.add_argument("--num-labeled", help="number of labelled images")
     parser.add_argument("--sampling", help="random, class_balanced or few_labels")
-    parser.add_argument("--min-classes", help="few_labels: classes that a labeled image has at least")
+    parser.add_argument("--min-classes", help="few_labels: classes that a labelled image has at least")
     parser.add_argument("--seed", help="which draw")
     parser.add_argument("opts", nargs="*", help="config KEY VALUE pairs")
     add_import_argument(parser)

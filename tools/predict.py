@@ -4,12 +4,12 @@
         --checkpoint output/custom/rc2l_efficientnet-lite0/model_best.pth --output predictions --overlays
 
 Folders are searched with their subfolders. For each image there is labels/<name>.png below --output: class ids, in the
-image's own size, with the colors of the classes as palette; classes.txt has the class of each id, one a line. Both can
+image's own size, with the colours of the classes as palette; classes.txt has the class of each id, one a line. Both can
 stand as `labels` and `classes` in the description of a dataset (datasets/README.md). --overlays adds
 overlays/<name>.jpg, the classes drawn over the image.
 
 The config is the run's: the file it was trained with, or the config.yaml in its folder. Without a GPU it runs on the
-CPU. The exit status is 0, or 2 where something is wrong; every image is opened before the first is labeled.
+CPU. The exit status is 0, or 2 where something is wrong; every image is opened before the first is labelled.
 """
 
 import rc2l  # noqa: F401  first of all: makes detectron2 importable
@@ -53,12 +53,12 @@ def find_images(inputs: list[Path], output: Path) -> dict[str, Path]:
     for given in inputs:
         if given.is_dir():
             if output.resolve().is_relative_to(given.resolve()):
-                raise ValueError(f"--output {output} lies in {given}, whose images are to be labeled: name another")
+                raise ValueError(f"--output {output} lies in {given}, whose images are to be labelled: name another")
             paths = find_files(given, IMAGE_SUFFIXES)
             names = [path.relative_to(given).with_suffix("").as_posix() for path in paths]
         elif given.suffix.lower() in _VIDEO_SUFFIXES:
             raise ValueError(
-                f"{given} is a video; images are labeled: take its frames out first, such as by ffmpeg -i {given.name} "
+                f"{given} is a video: only images are labelled; take its frames out, as by ffmpeg -i {given.name} "
                 "frames/%06d.png, and name the folder"
             )
         elif given.exists():
@@ -69,7 +69,7 @@ def find_images(inputs: list[Path], output: Path) -> dict[str, Path]:
             raise ValueError(f"{given} holds no images; files of {', '.join(IMAGE_SUFFIXES)} are looked for")
         for name, path in zip(names, paths, strict=True):
             if name in found:
-                raise ValueError(f"{found[name]} and {path} would both be labeled as {name}.png: give them apart")
+                raise ValueError(f"{found[name]} and {path} would both be labelled as {name}.png: give them apart")
             found[name] = path
     return found
 
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     for name, path in tqdm(images.items(), "Images", disable=None):
         try:
             image = read_image(str(path), "RGB")
-        except DatasetError as error:  # the others are labeled all the same
+        except DatasetError as error:  # the others are labelled all the same
             damaged.append(str(error))
             continue
         start = time.perf_counter()
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"{labeled} images, {seconds / labeled:.2f} s each on {cfg.MODEL.DEVICE}; written to {args.output}")
     if damaged:
         raise ValueError(
-            f"{len(damaged)} of {len(images)} images could not be read, all others are labeled: {'; '.join(damaged)}"
+            f"{len(damaged)} of {len(images)} images could not be read, all others are labelled: {'; '.join(damaged)}"
         )
 
 

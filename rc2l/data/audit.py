@@ -85,7 +85,7 @@ def inspect_image(record: dict) -> Inspection:
     """Decode an image and its label, with all checks of one pair.
 
     Raises:
-        DatasetError: a file is missing or damaged, sizes differ, or an id or a color has no class.
+        DatasetError: a file is missing or damaged, sizes differ, or an id or a colour has no class.
     """
     pixels = check_labeled(record) if "sem_seg_file_name" in record else None
     size = read_image(record["file_name"], "RGB").shape[:2]

@@ -25,7 +25,7 @@ _SHOWN = 5
 
 
 def check_data(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...], needs: Needs = BOTH_STREAMS) -> None:
-    """Check everything that training and evaluation will read; log the share of each class in the labeled pixels.
+    """Check everything that training and evaluation will read; log the share of each class in the labelled pixels.
 
     Labels are decoded, of images the headers. One process is enough.
 
@@ -35,7 +35,7 @@ def check_data(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...], needs
             differ in size, or a label id is out of range.
     """
     if not split.labeled:
-        raise DatasetError(f"the split has no labeled image ({split.source}); raise DATASETS.SPLIT.FRACTION")
+        raise DatasetError(f"the split has no labelled image ({split.source}); raise DATASETS.SPLIT.FRACTION")
     test = {name: load_records(name) for name in test_datasets}
     if cfg.TEST.MAX_IMAGES > 0:
         test = {name: records[: cfg.TEST.MAX_IMAGES] for name, records in test.items()}
@@ -46,17 +46,17 @@ def check_data(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...], needs
 
     pixels = np.zeros(IGNORE + 1, dtype=np.int64)
     images = np.zeros(IGNORE + 1, dtype=np.int64)
-    for counts in _run(check_labeled, split.labeled, "Checking labeled images"):
+    for counts in _run(check_labeled, split.labeled, "Checking labelled images"):
         pixels += counts
         images += counts > 0
     if not pixels[:IGNORE].any():
         raise DatasetError(
-            f"all pixels of all {len(split.labeled)} labeled images are ignored ({IGNORE}): there is nothing to learn "
+            f"all pixels of all {len(split.labeled)} labelled images are ignored ({IGNORE}): there is nothing to learn "
             f"from; correct the labels, or the label_map of dataset '{split.labeled[0]['dataset']}'"
         )
     _report_classes(pixels, images, MetadataCatalog.get(split.labeled[0]["dataset"]).stuff_classes)
     if needs.unlabeled:
-        _run(lambda record: read_image_size(record["file_name"]), split.unlabeled, "Checking unlabeled images")
+        _run(lambda record: read_image_size(record["file_name"]), split.unlabeled, "Checking unlabelled images")
     for name, records in test.items():
         counts = _run(check_labeled, records, f"Checking {name}")
         if not any(each[:IGNORE].any() for each in counts):
@@ -177,14 +177,14 @@ def _report_classes(pixels: np.ndarray, images: np.ndarray, names: list[str]) ->
     rows = [(i, name, int(images[i]), f"{pixels[i] / total:.2%}") for i, name in enumerate(names)]
     rows.append((IGNORE, "(ignored)", int(images[IGNORE]), f"{pixels[IGNORE] / total:.2%}"))
     table = tabulate(rows, headers=("id", "class", "images", "pixels"), tablefmt="github")
-    logger.info(f"Labeled training pixels by class:\n{table}")
+    logger.info(f"Labelled training pixels by class:\n{table}")
 
     absent = [name for i, name in enumerate(names) if not pixels[i]]
     if len(names) > 1 and not pixels[1:IGNORE].any() and pixels[IGNORE]:
         logger.warning(
-            f"The labeled masks hold only 0 and {IGNORE}, and {IGNORE} means ignore: nothing of class "
+            f"The labelled masks hold only 0 and {IGNORE}, and {IGNORE} means ignore: nothing of class "
             f"'{names[min(1, len(names) - 1)]}' will be learned. If {IGNORE} is foreground, give the dataset "
             "label_map {0: 0, 255: 1}"
         )
     elif absent:
-        logger.warning(f"No labeled image shows {', '.join(absent)}: these classes cannot be learned")
+        logger.warning(f"No labelled image shows {', '.join(absent)}: these classes cannot be learned")

@@ -1,4 +1,4 @@
-"""Changes of color as detectron2 ``Augmentation``s: lookup tables and OpenCV on uint8, one conversion at most.
+"""Changes of colour as detectron2 ``Augmentation``s: lookup tables and OpenCV on uint8, one conversion at most.
 
 Random numbers come from the global generators of numpy and ``random``, as in detectron2; the mapper seeds them.
 """
@@ -15,7 +15,7 @@ _NUM_HUES = 180
 
 
 class ColorAugSSD(T.Augmentation):
-    """Color augmentation of the SSD detector: brightness, contrast, saturation and hue, each with probability 1/2.
+    """Colour augmentation of the SSD detector: brightness, contrast, saturation and hue, each with probability 1/2.
 
     Draws the same numbers as the transform in detectron2's PointRend, and gives its result but for the rounding between
     saturation and hue, which are one step here.
@@ -51,7 +51,7 @@ class ColorJitter(T.Augmentation):
     """Brightness, contrast, saturation and hue, each by a random amount, in random order.
 
     ``strengths`` (b, c, s, h): the first three draw a factor from [1-x, 1+x], the last a hue shift from [-h, h], where
-    1 is the whole color circle. What the operations mean is as in torchvision: brightness is blended with black,
+    1 is the whole colour circle. What the operations mean is as in torchvision: brightness is blended with black,
     contrast with the mean luma of the image, saturation with the luma of the pixel.
     """
 

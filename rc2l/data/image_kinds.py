@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-#: Modes of Pillow with up to 8 bits a channel, all of whose colors RGB can show.
+#: Modes of Pillow with up to 8 bits a channel, all of whose colours RGB can show.
 _PLAIN_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "CMYK", "YCbCr"}
 _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL, _EXTRA_SAMPLES = 258, 277, 338
 _ALPHA = (1, 2)

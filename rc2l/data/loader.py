@@ -1,4 +1,4 @@
-"""Labeled and unlabeled streams -> training batches, resumable at any iteration; and the loader of test images."""
+"""Labelled and unlabelled streams -> training batches, resumable at any iteration; and the loader of test images."""
 
 import itertools
 import logging
@@ -96,7 +96,7 @@ class StreamBatchSampler(Sampler):
 
 
 def collate(samples: list[tuple[int, dict]]) -> TrainingBatch:
-    """Stack the samples of one step; at least one must be labeled."""
+    """Stack the samples of one step; at least one must be labelled."""
     labeled = [sample for stream, sample in samples if stream == LABELED]
     unlabeled = [sample for stream, sample in samples if stream == UNLABELED]
     images = torch.stack([sample["image"] for sample in labeled])
@@ -175,7 +175,7 @@ def build_train_loader(
     """An endless loader of this process's :class:`TrainingBatch` es, from ``start_iteration`` on.
 
     The batch of an iteration is a function of the split, the seed and the iteration alone. Iterations below
-    ``SEMI.BURN_IN`` look at no unlabeled image, so none is loaded for them. ``seed`` replaces ``cfg.SEED``; where both
+    ``SEMI.BURN_IN`` look at no unlabelled image, so none is loaded for them. ``seed`` replaces ``cfg.SEED``; where both
     leave it open (None, negative), the processes agree on a random one. ``needs`` is what the method asks for: whether
     there is an unlabelled stream, and how many strong views of each of its images.
 

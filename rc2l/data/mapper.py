@@ -1,4 +1,4 @@
-"""One dataset dict -> tensors: a labeled image, two views of an unlabeled one, or a test image."""
+"""One dataset dict -> tensors: a labelled image, two views of an unlabelled one, or a test image."""
 
 import random
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ def size_mismatch(record: dict, image_size: tuple[int, int], label_size: tuple[i
 
 
 class LabeledMapper:
-    """Labeled dataset dict -> ``image`` (3, H, W) uint8, ``target`` (H, W) uint8 with 255 = ignore, ``file_name``.
+    """Labelled dataset dict -> ``image`` (3, H, W) uint8, ``target`` (H, W) uint8 with 255 = ignore, ``file_name``.
 
     Raises:
         DatasetError: a file cannot be read, sizes differ, or a label id is out of range.
@@ -92,7 +92,7 @@ class LabeledMapper:
 
 
 class UnlabeledMapper:
-    """Unlabeled dataset dict -> ``image`` (weak view) (3, H, W) uint8, ``strong`` list of such, ``valid`` (H, W),
+    """Unlabelled dataset dict -> ``image`` (weak view) (3, H, W) uint8, ``strong`` list of such, ``valid`` (H, W),
     ``file_name``.
 
     All views have the same geometry; ``valid`` is False in the padding. Without strong augmentations, each of
@@ -131,7 +131,7 @@ class UnlabeledMapper:
     def __call__(self, record: dict) -> dict:
         view = T.AugInput(read_image(record["file_name"], self.image_format))
         self.weak(view)
-        # Padding comes after the strong augmentations, which would otherwise color it.
+        # Padding comes after the strong augmentations, which would otherwise colour it.
         pad = self.padding.get_transform(view.image)
         image = _image_tensor(pad.apply_image(view.image))
         valid = pad.apply_segmentation(np.zeros(view.image.shape[:2], dtype=np.uint8)) != IGNORE

@@ -1,4 +1,4 @@
-"""Partial labels, ReCo's second mode (section 4): in every image, a small share of the pixels of each class is labeled.
+"""Partial labels, ReCo's second mode (section 4): in every image a small share of each class's pixels is labelled.
 
 Labels are thinned out while they are read, or beforehand by ``tools/make_partial_labels.py``, with the same result.
 """
@@ -95,7 +95,7 @@ def read_record_label(record: dict) -> np.ndarray:
 
 
 def thin_out(cfg: CfgNode, records: list[dict]) -> list[dict]:
-    """Labeled dataset dicts -> the same with partial labels, as ``DATASETS.PARTIAL_LABELS`` says.
+    """Labelled dataset dicts -> the same with partial labels, as ``DATASETS.PARTIAL_LABELS`` says.
 
     Raises:
         DatasetError: a key is out of range, or the folder is missing or made for something else.
@@ -150,4 +150,4 @@ def describe_partial_labels(cfg: CfgNode) -> str:
     options = cfg.DATASETS.PARTIAL_LABELS
     amount = f"{options.SHARE:.3g} of the pixels" if options.SHARE else "1 pixel"
     folder = f" in {options.FOLDER}" if options.FOLDER else ""
-    return f"all images labeled in {amount} of each class{folder}"
+    return f"all images labelled in {amount} of each class{folder}"

@@ -96,7 +96,7 @@ def read_label(path: str, metadata: Metadata) -> np.ndarray:
     * ``label_map``, raw id -> train id (0..K-1, or 255 to ignore). Raw ids that it does not name are errors, except
       ``ignore_label``, which stays ignored unless the map says otherwise;
     * ``train_id_suffix``: files whose name ends so hold train ids already and are not mapped;
-    * ``color_map``, (R, G, B) -> train id or 255: labels are colors (in RGB or in a palette), not ids. Colors that it
+    * ``color_map``, (R, G, B) -> train id or 255: labels are colours (in RGB or in a palette), not ids. Colours that it
       does not name are errors.
 
     Without ``color_map``, palette images are read as indices.
@@ -105,8 +105,8 @@ def read_label(path: str, metadata: Metadata) -> np.ndarray:
         (H, W) uint8, 0..K-1 or 255 where ignored.
 
     Raises:
-        DatasetError: the file is missing, damaged or (without ``color_map``) a color image, an id is out of range, or
-            a color has no class.
+        DatasetError: the file is missing, damaged or (without ``color_map``) a colour image, an id is out of range, or
+            a colour has no class.
     """
     color_map = metadata.get("color_map")
     try:
@@ -122,8 +122,8 @@ def read_label(path: str, metadata: Metadata) -> np.ndarray:
         raise DatasetError(f"{path}: this label is a {mode} image; with a color_map, labels must be RGB images")
     if raw is None:
         raise DatasetError(
-            f"{path}: this label is a {mode} color image; labels must hold one class id per pixel "
-            "(8-bit gray or palette PNG): convert the colors to ids, or give the dataset a color_map"
+            f"{path}: this label is a {mode} colour image; labels must hold one class id per pixel "
+            "(8-bit grey or palette PNG): convert the colours to ids, or give the dataset a color_map"
         )
     if color_map:
         return _map_colors(raw, path, metadata.name, color_map)
@@ -170,7 +170,7 @@ def _lookup_table(metadata: Metadata, label_map: dict[int, int] | None) -> np.nd
 
 
 def _map_colors(rgb: np.ndarray, path: str, dataset: str, color_map: dict[tuple[int, int, int], int]) -> np.ndarray:
-    """(H, W, 3) colors -> (H, W) train ids."""
+    """(H, W, 3) colours -> (H, W) train ids."""
     # Shifts, not a product with (65536, 256, 1): that would need 64-bit numbers for the whole image.
     red, green, blue = (rgb[..., channel].astype(np.int32) for channel in range(3))
     codes = (red << 16) | (green << 8) | blue
@@ -179,7 +179,7 @@ def _map_colors(rgb: np.ndarray, path: str, dataset: str, color_map: dict[tuple[
         bad, counts = np.unique(codes[label == _INVALID], return_counts=True)
         shown = ", ".join(f"({code >> 16}, {code >> 8 & 255}, {code & 255})" for code in bad[:4].tolist())
         raise DatasetError(
-            f"{path}: {counts.sum()} pixels have colors that are not in the color_map of dataset '{dataset}': {shown}"
+            f"{path}: {counts.sum()} pixels have colours that are not in the color_map of dataset '{dataset}': {shown}"
             f"{', ...' if len(bad) > 4 else ''}; add them (ignore is allowed too), or save labels without smoothing"
         )
     return label
@@ -187,7 +187,7 @@ def _map_colors(rgb: np.ndarray, path: str, dataset: str, color_map: dict[tuple[
 
 @lru_cache(maxsize=4)
 def _color_table(color_map: tuple[tuple[tuple[int, int, int], int], ...]) -> np.ndarray:
-    """(2²⁴,) uint8: train id, 255 or 254 (invalid) of every color, at R·2¹⁶ + G·2⁸ + B."""
+    """(2²⁴,) uint8: train id, 255 or 254 (invalid) of every colour, at R·2¹⁶ + G·2⁸ + B."""
     table = np.full(1 << 24, _INVALID, dtype=np.uint8)
     for (red, green, blue), train_id in color_map:
         table[red << 16 | green << 8 | blue] = train_id

@@ -1,4 +1,4 @@
-"""Text files that say which images are labeled: read in the layouts of published lists, written in our own."""
+"""Text files that say which images are labelled: read in the layouts of published lists, written in our own."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Which images are labeled and which are not: drawn from (datasets, fraction, seed) or read from lists.
+"""Which images are labelled and which are not: drawn from (datasets, fraction, seed) or read from lists.
 
 The same on every machine and process.
 """
@@ -38,26 +38,26 @@ class Split:
     #: Which draw, ``DATASETS.SPLIT.SEED`` (of images) or ``DATASETS.PARTIAL_LABELS.SEED`` (of pixels); None where lists
     #: were read.
     seed: int | None
-    #: First 12 hex digits of the SHA-256 of all image ids, labeled and unlabeled.
+    #: First 12 hex digits of the SHA-256 of all image ids, labelled and unlabelled.
     hash: str
 
 
 def build_split(cfg: CfgNode, needs: Needs = BOTH_STREAMS) -> Split:
-    """Draw the labeled images from ``DATASETS.TRAIN`` as ``DATASETS.SPLIT`` says, or read which they are from lists.
+    """Draw the labelled images from ``DATASETS.TRAIN`` as ``DATASETS.SPLIT`` says, or read which they are from lists.
 
     Images are ordered by the SHA-256 of "<seed>:<image id>", so that a split depends neither on the order of files nor
-    on the machine, and smaller fractions are contained in larger ones. The unlabeled pool is all other images of
+    on the machine, and smaller fractions are contained in larger ones. The unlabelled pool is all other images of
     ``DATASETS.TRAIN`` and ``DATASETS.UNLABELED``, each once, or what ``UNLABELED_LIST`` says. With
-    ``DATASETS.PARTIAL_LABELS``, every image that has a label is in the labeled pool, and in the unlabeled one too.
+    ``DATASETS.PARTIAL_LABELS``, every image that has a label is in the labelled pool, and in the unlabelled one too.
 
     Raises:
         DatasetError: a dataset is unknown or missing; the fraction, number or sampling is out of range; a list has
             lines that match no image or several, images twice, or another number of images than asked for; there is no
-            labeled image, or no unlabeled one although the method ``needs`` them.
+            labelled image, or no unlabelled one although the method ``needs`` them.
     """
     options, partial = cfg.DATASETS.SPLIT, cfg.DATASETS.PARTIAL_LABELS
     if not cfg.DATASETS.TRAIN:
-        raise DatasetError("DATASETS.TRAIN is empty; name at least one dataset to take labeled images from")
+        raise DatasetError("DATASETS.TRAIN is empty; name at least one dataset to take labelled images from")
     train = _load_once(cfg.DATASETS.TRAIN, options.SEED)
     extra = _load_once(cfg.DATASETS.UNLABELED, options.SEED)
     candidates = [record for record in train if "sem_seg_file_name" in record]
@@ -89,8 +89,8 @@ def build_split(cfg: CfgNode, needs: Needs = BOTH_STREAMS) -> Split:
     unlabeled = unlabeled[: ceil(Fraction(str(options.UNLABELED_SHARE)) * len(unlabeled))]
     if not unlabeled and needs.unlabeled:
         raise DatasetError(
-            f"no unlabeled images are left for SEMI.METHOD '{cfg.SEMI.METHOD}': all {len(labeled)} images of "
-            f"{tuple(cfg.DATASETS.TRAIN)} are labeled; lower DATASETS.SPLIT.FRACTION or NUM_LABELED, "
+            f"no unlabelled images are left for SEMI.METHOD '{cfg.SEMI.METHOD}': all {len(labeled)} images of "
+            f"{tuple(cfg.DATASETS.TRAIN)} are labelled; lower DATASETS.SPLIT.FRACTION or NUM_LABELED, "
             "name a dataset in DATASETS.UNLABELED, or train with SEMI.METHOD supervised"
         )
     digest = _digest(labeled, unlabeled)
@@ -103,13 +103,13 @@ def log_split(split: Split) -> None:
     """Write counts, source, seed and hash of a split to the log, in one line."""
     seed = "" if split.seed is None else f"seed {split.seed}, "
     logging.getLogger("rc2l").info(
-        f"Split: {len(split.labeled)} labeled + {len(split.unlabeled)} unlabeled images from {split.source}, "
+        f"Split: {len(split.labeled)} labelled + {len(split.unlabeled)} unlabelled images from {split.source}, "
         f"{seed}hash {split.hash}"
     )
 
 
 def _draw(options: CfgNode, candidates: list[dict]) -> list[dict]:
-    """The images of ``candidates``, which are in hash order, that are labeled."""
+    """The images of ``candidates``, which are in hash order, that are labelled."""
     count = _num_labeled(options, len(candidates))
     if options.SAMPLING not in _SAMPLINGS:
         raise DatasetError(f"DATASETS.SPLIT.SAMPLING is '{options.SAMPLING}'; it must be one of {_SAMPLINGS}")
@@ -130,7 +130,7 @@ def _draw(options: CfgNode, candidates: list[dict]) -> list[dict]:
 
 
 def _read_lists(options: CfgNode, candidates: list[dict], pool: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Labeled images and those that may be unlabeled, as ``DATASETS.SPLIT``'s lists say."""
+    """Labelled images and those that may be unlabelled, as ``DATASETS.SPLIT``'s lists say."""
     if not options.LABELED_LIST:
         raise DatasetError(
             f"DATASETS.SPLIT.UNLABELED_LIST is '{options.UNLABELED_LIST}' without a LABELED_LIST; name both, or none"
@@ -157,7 +157,7 @@ def _read_lists(options: CfgNode, candidates: list[dict], pool: list[dict]) -> t
         if _identity(images[position]) in line_of:
             labeled_line = line_of[_identity(images[position])]
             raise DatasetError(
-                f"{unlabeled_file} line {number} is labeled by {labeled_file} line {labeled_line} "
+                f"{unlabeled_file} line {number} is labelled by {labeled_file} line {labeled_line} "
                 f"({images[position]['file_name']}); an image must be in one of the lists only"
             )
     return labeled, [images[position] for position in listed]
@@ -186,7 +186,7 @@ def _num_labeled(options: CfgNode, available: int) -> int:
         raise DatasetError(f"DATASETS.SPLIT.NUM_LABELED is {options.NUM_LABELED}; it must be 0 (use FRACTION) or more")
     if available < options.NUM_LABELED:
         raise DatasetError(
-            f"DATASETS.SPLIT.NUM_LABELED is {options.NUM_LABELED}, but DATASETS.TRAIN has {available} labeled images"
+            f"DATASETS.SPLIT.NUM_LABELED is {options.NUM_LABELED}, but DATASETS.TRAIN has {available} labelled images"
         )
     if options.NUM_LABELED > 0:
         return options.NUM_LABELED
@@ -254,12 +254,12 @@ def _describe(cfg: CfgNode) -> str:
         how = describe_partial_labels(cfg)
     else:
         amount = f"{options.NUM_LABELED} images" if options.NUM_LABELED else options.FRACTION
-        how = f"{amount} labeled, {options.SAMPLING}"
+        how = f"{amount} labelled, {options.SAMPLING}"
         how += f" with {options.MIN_CLASSES} or more classes" if options.SAMPLING == "few_labels" else ""
     text = f"{' + '.join(cfg.DATASETS.TRAIN)} ({how})"
     if options.UNLABELED_SHARE < 1:
-        text += f", {options.UNLABELED_SHARE:g} of the unlabeled images"
-    return text + (f", unlabeled also from {' + '.join(cfg.DATASETS.UNLABELED)}" if cfg.DATASETS.UNLABELED else "")
+        text += f", {options.UNLABELED_SHARE:g} of the unlabelled images"
+    return text + (f", unlabelled also from {' + '.join(cfg.DATASETS.UNLABELED)}" if cfg.DATASETS.UNLABELED else "")
 
 
 def _digest(labeled: list[dict], unlabeled: list[dict]) -> str:

@@ -1,4 +1,4 @@
-"""The geometry of training crops, and the weak, strong and labeled views that the config asks for.
+"""The geometry of training crops, and the weak, strong and labelled views that the config asks for.
 
 All are detectron2 ``Augmentation``s. Random numbers come from the global generators of numpy and ``random``, as in
 detectron2; the mapper seeds them.
@@ -72,7 +72,7 @@ class ResizeCropTransform(T.Transform):
         return np.asarray(region.resize((width, height), Image.BILINEAR, box=(x0, y0, x1, y1)))
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """(h, w) -> (crop height, crop width), nearest neighbor."""
+        """(h, w) -> (crop height, crop width), nearest neighbour."""
         top, left, height, width = self.crop
         if self.size == self.new_size:
             return segmentation[top : top + height, left : left + width]
@@ -120,7 +120,7 @@ class ResizeCrop(T.Augmentation):
 
 
 class PadToSizeTransform(T.Transform):
-    """Pads at the right and bottom: images with a color, label maps with 255."""
+    """Pads at the right and bottom: images with a colour, label maps with 255."""
 
     def __init__(self, height: int, width: int, color: tuple[int, ...]):
         super().__init__()
@@ -178,14 +178,14 @@ def crop_size(cfg: CfgNode) -> tuple[int, int]:
 
 
 def padding_color(cfg: CfgNode) -> tuple[int, ...]:
-    """The mean color, so that padding is about 0 after normalization."""
+    """The mean colour, so that padding is about 0 after normalisation."""
     return tuple(round(mean) for mean in cfg.MODEL.PIXEL_MEAN)
 
 
 def build_weak_augmentations(cfg: CfgNode, labeled: bool = True) -> list[T.Augmentation]:
-    """Resize, random crop, color and flip (RC²L section 3.1), without the padding.
+    """Resize, random crop, colour and flip (RC²L section 3.1), without the padding.
 
-    ``labeled`` images follow ``INPUT.LABELED``, others ``INPUT.WEAK``; only labeled ones can avoid crops of one class
+    ``labeled`` images follow ``INPUT.LABELED``, others ``INPUT.WEAK``; only labelled ones can avoid crops of one class
     (``INPUT.CROP.SINGLE_CATEGORY_MAX_AREA``).
 
     Raises:

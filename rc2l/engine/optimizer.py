@@ -1,4 +1,4 @@
-"""Optimizer, clipping and precision. AdamW as in MaskFormer: slower backbone, no decay of norms and embeddings."""
+"""Optimiser, clipping and precision. AdamW as in MaskFormer: slower backbone, no decay of norms and embeddings."""
 
 from collections import defaultdict
 
@@ -21,7 +21,7 @@ def parameter_groups(cfg: CfgNode, *models: nn.Module) -> list[dict]:
     The backbone learns at BASE_LR x BACKBONE_MULTIPLIER, each layer of it at BACKBONE_LAYER_DECAY times the next one's
     rate; its ``new_parts``, which no weight file fills, learn at BASE_LR. Norms decay by WEIGHT_DECAY_NORM, embeddings
     (also those that a backbone's ``no_weight_decay()`` names) by WEIGHT_DECAY_EMBED, everything else by WEIGHT_DECAY.
-    Few groups, so that the optimizer runs few kernels.
+    Few groups, so that the optimiser runs few kernels.
 
     Raises:
         ValueError: BACKBONE_LAYER_DECAY with a backbone that has no ``parameter_depths()``.
@@ -68,7 +68,7 @@ def layer_factors(backbone: nn.Module | None, decay: float) -> dict[str, float]:
 
 
 def build_optimizer(cfg: CfgNode, *models: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that SOLVER.OPTIMIZER names: ADAMW or SGD.
+    """The optimiser that SOLVER.OPTIMIZER names: ADAMW or SGD.
 
     Raises:
         ValueError: another name.
@@ -80,7 +80,7 @@ def build_optimizer(cfg: CfgNode, *models: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV
         )
-    raise ValueError(f"unknown optimizer '{cfg.SOLVER.OPTIMIZER}': SOLVER.OPTIMIZER must be ADAMW or SGD")
+    raise ValueError(f"unknown optimiser '{cfg.SOLVER.OPTIMIZER}': SOLVER.OPTIMIZER must be ADAMW or SGD")
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> Tensor:

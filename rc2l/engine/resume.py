@@ -1,6 +1,6 @@
 """What a resumed run takes from its checkpoint and what from the config, and which changes it refuses.
 
-Position and state (iteration, weights, moments of the optimizer, banks, best score) come from the checkpoint; the
+Position and state (iteration, weights, moments of the optimiser, banks, best score) come from the checkpoint; the
 schedule and everything else come from the config. What the state depends on cannot change (:data:`_FIXED`).
 """
 
@@ -36,7 +36,7 @@ _FREE = (
 )
 #: Keys that change no result.
 _WITHOUT_EFFECT = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS")
-#: Which of them differ says how parameters are grouped in the optimizer.
+#: Which of them differ says how parameters are grouped in the optimiser.
 _GROUPING = (
     *("SOLVER.BACKBONE_MULTIPLIER", "SOLVER.BACKBONE_LAYER_DECAY", "SOLVER.BASE_LR"),
     *("SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_EMBED"),

@@ -52,7 +52,7 @@ class SemiSupervisedTrainer(TrainerBase):
     """Student-teacher training on a labelled and an unlabelled stream (RC²L section 3.1).
 
     Every random number of a step is drawn from (seed, iteration, process), those of mixing from (seed, iteration,
-    position of the image in the step's unlabelled batch), so the state of a run is the networks, the optimizer, the
+    position of the image in the step's unlabelled batch), so the state of a run is the networks, the optimiser, the
     scheduler, the objectives' own, the iteration, the best score and the metrics that are not yet in the files. The
     unlabelled images of a step are mixed as one batch, whatever the number of processes.
 
@@ -235,7 +235,7 @@ class SemiSupervisedTrainer(TrainerBase):
         None where the step was skipped (SOLVER.MAX_SKIPPED_STEPS).
 
         Raises:
-            FloatingPointError: a loss or a gradient is not finite; weights and optimizer are as before the step.
+            FloatingPointError: a loss or a gradient is not finite; weights and optimiser are as before the step.
         """
         self._guard.begin()
         self.following = []
@@ -312,7 +312,7 @@ class SemiSupervisedTrainer(TrainerBase):
         return steps
 
     def _update_weights(self, total: Tensor, losses: dict[str, Tensor], iteration: int) -> bool:
-        """Backward pass and optimizer step; False if the step is skipped, which leaves everything as it was.
+        """Backward pass and optimiser step; False if the step is skipped, which leaves everything as it was.
 
         Raises:
             FloatingPointError: see :meth:`step`.

@@ -30,7 +30,7 @@ def local_density(
         labels: (P,) int64 in 0..K, K for pixels of no class.
         memory_features: (K, m, C) of length 1 each.
         memory_count: (K,) int64, filled places; those after them are not looked at.
-        neighbors: numbers of neighbors, each at least 1.
+        neighbors: numbers of neighbours, each at least 1.
 
     Returns:
         (P,) in [-1, 1], at least float32; 0 for pixels of no class and where the class has no entry.
@@ -68,8 +68,8 @@ def block_density(
     Args:
         features: (G, R, C), G blocks of R rows of one class each, of any length.
         block_class: (G,) int64 in 0..K-1.
-        memory_features, memory_count, neighbors: as of :func:`local_density`.
-        own: (G, R) int64, the place of a feature that is in the memory itself, which is not its own neighbor; -1: it is
+        memory_features, memory_count, neighbours: as of :func:`local_density`.
+        own: (G, R) int64, the place of a feature that is in the memory itself, not its own neighbour; -1: it is
             not in the memory.
 
     Returns:

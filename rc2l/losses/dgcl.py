@@ -31,7 +31,7 @@ class DgclOptions:
     num_negatives: int = 512
     #: tau, which divides similarities.
     temperature: float = 0.5
-    #: Numbers of nearest neighbors over which density is averaged.
+    #: Numbers of nearest neighbours over which density is averaged.
     neighbors: tuple[int, ...] = (8, 16, 32)
     #: Classes that give no anchors, such as background; their pixels are negatives all the same.
     skip_classes: tuple[int, ...] = ()
@@ -47,7 +47,7 @@ class DgclOptions:
         if self.temperature <= 0:
             raise ValueError(f"DGCL.TEMPERATURE is {self.temperature}: it must be above 0")
         if not self.neighbors or min(self.neighbors) < 1:
-            raise ValueError(f"DGCL.NEIGHBORS is {list(self.neighbors)}: it must be numbers of neighbors, at least 1")
+            raise ValueError(f"DGCL.NEIGHBORS is {list(self.neighbors)}: it must be numbers of neighbours, at least 1")
         if any(k < 0 for k in self.skip_classes):
             raise ValueError(f"DGCL.SKIP_CLASSES is {list(self.skip_classes)}: class ids begin at 0")
         for key, choices in (("anchors", ANCHORS), ("positives", POSITIVES)):

@@ -28,7 +28,7 @@ class Discriminator(nn.Module):
         """Score logits and pooled features.
 
         Shape:
-            images (B, 3, H, W) normalized; probabilities (B, K, H, W); H and W at least 16. Results (B,), above 0 for
+            images (B, 3, H, W) normalised; probabilities (B, K, H, W); H and W at least 16. Results (B,), above 0 for
             drawn by a person, and (B, 8 width).
         """
         x = torch.cat([images, probabilities], dim=1)

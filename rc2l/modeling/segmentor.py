@@ -1,4 +1,4 @@
-"""What all segmentation meta-architectures share: input normalization, raw outputs for training, semantic inference."""
+"""What all segmentation meta-architectures share: input normalisation, raw outputs for training, semantic inference."""
 
 import math
 from collections.abc import Callable

@@ -154,7 +154,7 @@ def local_weights(path: str) -> Path:
     """
     try:
         local = Path(PathManager.get_local_path(path))
-    except Exception as error:  # each of PathManager's handlers raises errors of its own (network, catalog)
+    except Exception as error:  # each of PathManager's handlers raises errors of its own (network, catalogue)
         reason = " ".join(str(error).split())[:300]
         if path.startswith("package://") or reason.startswith("timm has no weights"):
             raise FileNotFoundError(f"MODEL.WEIGHTS: {path}: {reason}") from error

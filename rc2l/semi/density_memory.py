@@ -25,7 +25,7 @@ class DensityMemory(ClassRing):
         size: m, places of each class; a class with less than the largest of ``neighbors`` never takes part.
         feature_channels: C_f, of the features that density is measured on; they are stored with length 1.
         projection_channels: C, of the projections; they are stored as they are, since positives are means of them.
-        neighbors: numbers of nearest neighbors over which density is averaged.
+        neighbors: numbers of nearest neighbours over which density is averaged.
         refresh: entries of each class whose density an update measures anew, at least 0.
     """
 
@@ -82,7 +82,7 @@ class DensityMemory(ClassRing):
         filled = torch.arange(m, device=self.count.device) < self.count[:, None]
         age_order = self.measured.masked_fill(~filled, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
         place = age_order[:, : self.refresh]
-        # An entry is not its own neighbor, so one more is needed than for a new one.
+        # An entry is not its own neighbour, so one more is needed than for a new one.
         known = filled.gather(1, place) & (self.count > max(self.neighbors))[:, None]
         density = block_density(
             self.features[rows, place],

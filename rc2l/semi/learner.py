@@ -32,7 +32,7 @@ class Learner:
 
     @property
     def trained(self) -> list[nn.Module]:
-        """The modules that the run's optimizer trains."""
+        """The modules that the run's optimiser trains."""
         return [self.network, self.heads]
 
     def losses(self, step: Step) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ class SegmentationOutput:
         return _resize(semantic_scores(self.pred_logits, self.pred_masks.sigmoid()), size)
 
     def class_probabilities(self, size: tuple[int, int]) -> Tensor:
-        """:meth:`class_scores` normalized over classes: (B, K, *size), summing to 1."""
+        """:meth:`class_scores` normalised over classes: (B, K, *size), summing to 1."""
         scores = self.class_scores(size)
         return scores / scores.sum(1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
 

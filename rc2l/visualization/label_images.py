@@ -1,4 +1,4 @@
-"""Label maps as image files: class ids that viewers show in the colors of the classes."""
+"""Label maps as image files: class ids that viewers show in the colours of the classes."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from rc2l.visualization.panels import IGNORE_COLOR, Color
 
 
 def colors_of(metadata: Metadata) -> list[Color]:
-    """RGB colors of a dataset's classes; those of VOC where it has none of its own."""
+    """RGB colours of a dataset's classes; those of VOC where it has none of its own."""
     return list(metadata.get("stuff_colors") or palette(len(metadata.stuff_classes)))
 
 
@@ -27,5 +27,5 @@ def palette_image(label_map: np.ndarray, colors: Sequence[Color]) -> Image.Image
     table[: len(colors)] = np.array(colors, dtype=np.uint8).reshape(-1, 3)
     table[IGNORE] = IGNORE_COLOR
     image = Image.fromarray(label_map)
-    image.putpalette(table.tobytes())  # turns a gray image into one of indices
+    image.putpalette(table.tobytes())  # turns a grey image into one of indices
     return image

@@ -1,4 +1,4 @@
-"""Grids of images and colored label maps with a legend."""
+"""Grids of images and coloured label maps with a legend."""
 
 import math
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ def colorize(
     ignore_color: Color = IGNORE_COLOR,
     ignore_label: int = 255,
 ) -> np.ndarray:
-    """Replace labels by colors.
+    """Replace labels by colours.
 
     Args:
         label_map: (H, W) integers in [0, K), or ``ignore_label``.
-        colors: K RGB colors, 0 to 255.
-        ignore_color: RGB color of ``ignore_label``.
+        colors: K RGB colours, 0 to 255.
+        ignore_color: RGB colour of ``ignore_label``.
 
     Returns:
         (H, W, 3) uint8.
@@ -65,11 +65,11 @@ def save_panel(
         rows: rows of (H, W, 3) uint8 images, one for each column; images may differ in size.
         column_titles: one for each column.
         class_names: K names for the legend.
-        class_colors: K RGB colors, 0 to 255.
-        ignore_color: RGB color of "ignored" in the legend.
+        class_colors: K RGB colours, 0 to 255.
+        ignore_color: RGB colour of "ignored" in the legend.
 
     Raises:
-        ValueError: no row, a row of another length than the titles, or names and colors of different number.
+        ValueError: no row, a row of another length than the titles, or names and colours of different number.
     """
     # Imported where pictures are drawn: matplotlib takes a second, which every start would pay.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -81,7 +81,7 @@ def save_panel(
             f"panel has rows of {[len(row) for row in rows]} images for {len(column_titles)} column titles"
         )
     if len(class_names) != len(class_colors):
-        raise ValueError(f"panel has {len(class_names)} class names and {len(class_colors)} class colors")
+        raise ValueError(f"panel has {len(class_names)} class names and {len(class_colors)} class colours")
 
     columns = len(column_titles)
     largest_height, largest_width = (max(image.shape[axis] for row in rows for image in row) for axis in (0, 1))

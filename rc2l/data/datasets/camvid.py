@@ -1,4 +1,4 @@
-"""CamVid in its usual 480x360 form: 11 classes, id 11 = unlabeled."""
+"""CamVid in its usual 480x360 form: 11 classes, id 11 = unlabelled."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rc2l.data.datasets.location import datasets_root, require, require_some
 
-#: (name, color) in order of the ids.
+#: (name, colour) in order of the ids.
 CLASSES = (
     ("Sky", (128, 128, 128)),
     ("Building", (128, 0, 0)),

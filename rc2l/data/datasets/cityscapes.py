@@ -1,4 +1,4 @@
-"""Cityscapes, fine annotations: 2975 training and 500 validation images, 19 of the 34 labeled classes."""
+"""Cityscapes, fine annotations: 2975 training and 500 validation images, 19 of the 34 labelled classes."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rc2l.data.datasets.location import datasets_root, require, require_some
 
-#: (id in labelIds files, name, color) in order of the train ids.
+#: (id in labelIds files, name, colour) in order of the train ids.
 CLASSES = (
     (7, "road", (128, 64, 128)),
     (8, "sidewalk", (244, 35, 232)),

@@ -1,4 +1,4 @@
-"""Class names, colors and maps of ids or colors, as users write them in the description of a dataset."""
+"""Class names, colours and maps of ids or colours, as users write them in the description of a dataset."""
 
 import re
 from collections.abc import Mapping
@@ -64,10 +64,10 @@ def check_classes(value: object, where: str, source: str) -> tuple[str, ...]:
 
 
 def read_colors(value: object, classes: tuple[str, ...], where: str) -> tuple[Color, ...]:
-    """RGB color of each class: those of ``value`` (a list, or a mapping by name), the VOC palette without it.
+    """RGB colour of each class: those of ``value`` (a list, or a mapping by name), the VOC palette without it.
 
     Raises:
-        DatasetError: a class without a color, a name that is no class, or no color.
+        DatasetError: a class without a colour, a name that is no class, or no colour.
     """
     if value is None:
         return tuple(palette(len(classes)))
@@ -76,10 +76,10 @@ def read_colors(value: object, classes: tuple[str, ...], where: str) -> tuple[Co
             _class_id(name, classes, f"{where}: 'colors'")
         missing = [name for name in classes if name not in value]
         if missing:
-            raise DatasetError(f"{where}: 'colors' has no color for class '{missing[0]}'; add it")
+            raise DatasetError(f"{where}: 'colors' has no colour for class '{missing[0]}'; add it")
         value = [value[name] for name in classes]
     if not isinstance(value, (list, tuple)) or len(value) != len(classes):
-        amount = f"{len(value)} colors" if isinstance(value, (list, tuple)) else repr(value)
+        amount = f"{len(value)} colours" if isinstance(value, (list, tuple)) else repr(value)
         raise DatasetError(
             f"{where}: 'colors' is {amount} for {len(classes)} classes; give one [R, G, B] for each class"
         )
@@ -105,16 +105,16 @@ def read_label_map(value: object, classes: tuple[str, ...], where: str) -> dict[
 
 
 def read_color_map(value: object, classes: tuple[str, ...], where: str) -> dict[Color, int] | None:
-    """(R, G, B) -> train id, from class name (or "ignore") -> a color or a list of colors.
+    """(R, G, B) -> train id, from class name (or "ignore") -> a colour or a list of colours.
 
     Raises:
-        DatasetError: not a mapping, no such class, no color, or a color of two classes.
+        DatasetError: not a mapping, no such class, no colour, or a colour of two classes.
     """
     if value is None:
         return None
     if not isinstance(value, Mapping) or not value:
         raise DatasetError(
-            f"{where}: 'color_map' is {value!r}; it must be a mapping from class names to colors, such as "
+            f"{where}: 'color_map' is {value!r}; it must be a mapping from class names to colours, such as "
             "{road: [128, 64, 128], ignore: [0, 0, 0]}"
         )
     color_map: dict[Color, int] = {}
@@ -124,7 +124,7 @@ def read_color_map(value: object, classes: tuple[str, ...], where: str) -> dict[
         for color in colors if several else [colors]:
             rgb = _color(color, f"{where}: 'color_map', class '{name}'")
             if color_map.setdefault(rgb, train_id) != train_id:
-                raise DatasetError(f"{where}: 'color_map' gives the color {list(rgb)} to two classes; give it to one")
+                raise DatasetError(f"{where}: 'color_map' gives the colour {list(rgb)} to two classes; give it to one")
     return color_map
 
 
@@ -149,5 +149,5 @@ def _color(value: object, what: str) -> Color:
         or len(value) != 3
         or any(isinstance(part, bool) or not isinstance(part, int) or not 0 <= part <= 255 for part in value)
     ):
-        raise DatasetError(f"{what} has {value!r}, which is no color; use [R, G, B], each 0..255, or '#rrggbb'")
+        raise DatasetError(f"{what} has {value!r}, which is no colour; use [R, G, B], each 0..255, or '#rrggbb'")
     return tuple(value)

@@ -186,7 +186,7 @@ def _draw_panoptic(
     category_map: dict[int, int],
     background: bool,
 ) -> np.ndarray:
-    """(H, W) uint8 of the PNG file of a panoptic annotation, whose colors are segment ids R + 256 G + 256² B."""
+    """(H, W) uint8 of the PNG file of a panoptic annotation, whose colours are segment ids R + 256 G + 256² B."""
     label = _empty_label(path, picture, background)
     for annotation in annotations:
         file = segments / annotation.get("file_name", _label_name(picture))

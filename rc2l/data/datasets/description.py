@@ -49,7 +49,7 @@ class Description:
     ignore: int
     #: Raw id -> train id; None: as they are.
     label_map: dict[int, int] | None
-    #: (R, G, B) -> train id; None: labels hold ids, not colors.
+    #: (R, G, B) -> train id; None: labels hold ids, not colours.
     color_map: dict[tuple[int, int, int], int] | None
     #: COCO category -> train id; None without COCO files.
     category_map: dict[int, int] | None
@@ -62,12 +62,12 @@ class Description:
     sources: dict[str, Source]
     #: "train" is what of its source is not in "val".
     train_is_rest: bool
-    #: Share of the labeled images of "train" that "val" takes.
+    #: Share of the labelled images of "train" that "val" takes.
     val_fraction: float
 
     @property
     def subsets(self) -> tuple[str, ...]:
-        """The subsets that exist, in the order train, val, unlabeled."""
+        """The subsets that exist, in the order train, val, unlabelled."""
         return tuple(s for s in _SUBSETS if s in self.sources or (s == "val" and self.val_fraction > 0))
 
 

@@ -27,7 +27,7 @@ def load_subset(description: Description, subset: str) -> list[dict]:
 
     The image id is the path below the images' own folder (:func:`~rc2l.data.datasets.image_ids.image_ids`), so a split
     does not depend on where the data lies.
-    Training images without a label file have no ``sem_seg_file_name``: they are unlabeled.
+    Training images without a label file have no ``sem_seg_file_name``: they are unlabelled.
 
     Raises:
         DatasetError: there are no images or no labels, or a list names a file that is not there.
@@ -58,7 +58,7 @@ def load_subset(description: Description, subset: str) -> list[dict]:
     if subset == "train" and without:
         log_first_n(
             logging.INFO,
-            f"{name}: {len(pairs) - len(without)} of {len(pairs)} images have a label, the others are unlabeled",
+            f"{name}: {len(pairs) - len(without)} of {len(pairs)} images have a label, the others are unlabelled",
             name="rc2l",
             key="message",
         )

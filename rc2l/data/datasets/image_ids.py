@@ -25,7 +25,7 @@ def image_ids(description: Description, images: list[Path]) -> list[str]:
     """Ids of images: the path below the images' own folder, without suffix, in Unicode NFC.
 
     Neither ``root`` nor the place of the description enters, so the same folder has the same ids wherever it is
-    described. Where the subsets have folders of their own, the first one's (train, val, unlabeled) images have such
+    described. Where the subsets have folders of their own, the first one's (train, val, unlabelled) images have such
     short ids, and those of another begin with as much of its folder's path as tells it from the first.
     """
     sources = description.sources

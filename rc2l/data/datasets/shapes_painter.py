@@ -32,7 +32,7 @@ _FILL_SHIFT = 4  # binary digits after the point of the vertices that cv2.fillPo
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """RGB color of a class, 0 to 255, in legends and label files: its mean hue; background is black."""
+    """RGB colour of a class, 0 to 255, in legends and label files: its mean hue; background is black."""
     if label == 0:
         return (0, 0, 0)
     red, green, blue = colorsys.hsv_to_rgb(_class_hue(label), 0.75, 0.95)
@@ -137,15 +137,15 @@ def _to_fixed_point(contours: list[np.ndarray], frame: tuple[float, float, float
     x, y, radius, angle = frame
     cos, sin = radius * math.cos(angle), radius * math.sin(angle)
     placed = [np.stack([x + u * cos - v * sin, y + u * sin + v * cos], -1) for u, v in (c.T for c in contours)]
-    # cv2 counts from pixel centers, the frames from the image corner.
+    # cv2 counts from pixel centres, the frames from the image corner.
     return [np.rint((p * _SUPERSAMPLING - 0.5) * (1 << _FILL_SHIFT)).astype(np.int32) for p in placed]
 
 
-# Color and texture
+# Colour and texture
 
 
 def _paint_background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """(H, W, 3) RGB in [0, 1]: a blend of two dull colors by clouds and one of the objects' textures."""
+    """(H, W, 3) RGB in [0, 1]: a blend of two dull colours by clouds and one of the objects' textures."""
     hue, value = rng.random(), rng.uniform(0.3, 0.8)
     dark = _rgb(hue, rng.uniform(0.0, _BACKGROUND_SATURATION), value * rng.uniform(0.55, 0.85))
     bright = _rgb(hue + rng.uniform(-0.2, 0.2), rng.uniform(0.0, _BACKGROUND_SATURATION), value)

@@ -13,7 +13,7 @@ from rc2l.data.datasets.voc import palette
 from rc2l.data.errors import DatasetError
 from rc2l.data.file_listing import find_files
 
-#: Names in order of the ids 1 to 37 of label files; 0 is unlabeled.
+#: Names in order of the ids 1 to 37 of label files; 0 is unlabelled.
 CLASSES = (
     *("wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture"),
     *("counter", "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes"),
@@ -87,7 +87,7 @@ def register_sun_rgbd() -> None:
         DatasetCatalog.register(name, partial(load_sun_rgbd, name, subset))
         MetadataCatalog.get(name).set(
             stuff_classes=list(CLASSES),
-            # The palette's first color, black, is for what is not labeled.
+            # The palette's first colour, black, is for what is not labelled.
             stuff_colors=palette(len(CLASSES) + 1)[1:],
             ignore_label=255,
             label_map=LABEL_MAP,

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012: the 1464 finely labeled training images, the 10582 of the augmented set, and the validation set."""
+"""PASCAL VOC 2012: the 1464 finely labelled training images, the 10582 of the augmented set, and the validation set."""
 
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ _AUG_LISTS = ("trainaug.txt", "train_aug.txt")
 
 
 def palette(num_colors: int) -> list[tuple[int, int, int]]:
-    """The VOC color map: color i spreads the bits of i over red, green and blue, lowest bits to the highest."""
+    """The VOC colour map: colour i spreads the bits of i over red, green and blue, lowest bits to the highest."""
     index = np.arange(num_colors)
     colors = np.zeros((num_colors, 3), dtype=int)
     for bit in range(8):

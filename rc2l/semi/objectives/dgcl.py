@@ -56,7 +56,7 @@ def add_dgcl_config(cfg: CfgNode) -> None:
     cfg.DGCL.NUM_POSITIVES = 50
     # Pixels of other classes that the anchors of a class are contrasted with, at most; the authors' code.
     cfg.DGCL.NUM_NEGATIVES = 512
-    # Numbers of nearest neighbors in the memory over which density is averaged; the poster's "multi-scale KNN", values
+    # Numbers of nearest neighbours in the memory over which density is averaged; the poster's "multi-scale KNN", values
     # of the authors' code. A class takes part once its memory holds as many entries as the largest.
     cfg.DGCL.NEIGHBORS = [8, 16, 32]
     # Class ids without anchors and memory; their pixels are negatives all the same. The authors' code: background, [0]
@@ -110,7 +110,7 @@ declare(
 
 @config_check
 def check_dgcl(cfg: CfgNode) -> None:
-    """A memory that holds the neighbors asked for, and classes that exist."""
+    """A memory that holds the neighbours asked for, and classes that exist."""
     dgcl, num_classes = cfg.DGCL, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if not dgcl.ENABLED:
         return

@@ -48,7 +48,7 @@ declare(
 
 
 class Adversarial(Objective):
-    """``loss_feature_matching`` and ``loss_self_training``, with the discriminator and its optimizer.
+    """``loss_feature_matching`` and ``loss_self_training``, with the discriminator and its optimiser.
 
     The student's loss on unlabelled images is feature matching, and cross-entropy on its own predictions in those
     images whose prediction the discriminator takes for a person's with a score of at least S4GAN.SCORE_THRESHOLD.
