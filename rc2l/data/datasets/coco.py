@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,8 +12,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from rc2l.data.datasets.coco_masks import decode_segmentation
+from rc2l.data.datasets.drawn_labels import write_label_folder
 from rc2l.data.errors import DatasetError
-from rc2l.data.scratch import scratch_folder
 
 _IGNORE = 255
 #: Lists of a COCO file, and what each entry must have.
@@ -79,7 +77,7 @@ def load_coco(
                     label = _draw_masks(path, picture, own, category_map, background)
                 yield _label_name(picture), label
 
-        _write_folder(folder, draw())
+        write_label_folder(folder, draw())
     with_label = {picture["id"] for picture in labeled}
     return [
         (images / picture["file_name"], folder / _label_name(picture) if key in with_label else None)
@@ -213,24 +211,3 @@ def _draw_panoptic(
             raise DatasetError(f"{file}: segment {unknown[0]} is not in segments_info of {path}; export them together")
         label = np.array([classes[int(number)] for number in present], dtype=np.uint8)[inverse].reshape(label.shape)
     return label
-
-
-def _write_folder(folder: Path, labels: Iterator[tuple[str, np.ndarray]]) -> None:
-    """Write label maps as PNG files to ``folder``, which takes its name when all are there."""
-    with ExitStack() as stack:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            scratch = stack.enter_context(scratch_folder(folder))
-        except OSError as error:
-            raise DatasetError(
-                f"{folder}: cannot write the labels here ({error.strerror}); name a folder for them in 'label_cache'"
-            ) from error
-        for name, label in labels:
-            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(label).save(scratch / name)
-        try:
-            os.rename(scratch, folder)
-        except OSError:
-            # Another process of the same run was faster; what it wrote is the same.
-            if not folder.is_dir():
-                raise
