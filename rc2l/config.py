@@ -365,7 +365,7 @@ declare("DATASETS", {"CUSTOM": either(one_of(None), text(), several(either(text(
 
 @config_node
 def add_run_config(cfg: CfgNode) -> None:
-    """Add the keys of what happens when a run goes wrong."""
+    """Add the keys of what a run shows, and of what happens when it goes wrong."""
     # Steps of a run with a non-finite loss that are left out instead of stopping it, 0 or more; read only under fp16.
     cfg.SOLVER.MAX_SKIPPED_STEPS = 0
     # Kernels that give the same bits each time, where CUDA has them (docs/determinism.md); slower. CPUs always do.
@@ -377,6 +377,9 @@ def add_run_config(cfg: CfgNode) -> None:
     cfg.SEMI.COLLAPSE.MIN_KEPT_SHARE = 0.01
     # ... for this many iterations.
     cfg.SEMI.COLLAPSE.PATIENCE = 200
+    # Pictures of a few fixed images while training, in OUTPUT_DIR/pictures and TensorBoard, and of the best and worst
+    # images of each evaluation (docs/watching.md). -1: at each evaluation; N: every N iterations; 0: none.
+    cfg.VIS_PERIOD = -1
     # Evaluate on the first so many images of each test set; 0: all of them.
     cfg.TEST.MAX_IMAGES = 0
 
@@ -389,6 +392,7 @@ declare(
         "SEMI.COLLAPSE.MAX_CLASS_SHARE": _share,
         "SEMI.COLLAPSE.MIN_KEPT_SHARE": _share,
         "SEMI.COLLAPSE.PATIENCE": integer(at_least=0, at_most=MOST_STEPS),
+        "VIS_PERIOD": integer(at_least=-1, at_most=MOST_STEPS),
         "TEST.MAX_IMAGES": integer(at_least=0, at_most=MOST_THINGS),
     },
 )

@@ -152,6 +152,7 @@ def config(datasets, tmp_path):
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(NAMES)
     cfg.MODEL.DEVICE = "cpu"
     cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.VIS_PERIOD = 0
     return cfg
 
 

@@ -138,10 +138,10 @@ def test_configs_pass():
 
 
 def test_keys_without_effect_are_warned_of(caplog):
-    cfg = load_config(str(REPO / "configs/shapes/rc2l.yaml"), ["VIS_PERIOD", "5", "TEST.AUG.FLIP", "False"])
-    assert without_effect(cfg) == ["TEST.AUG.FLIP", "VIS_PERIOD"]
+    cfg = load_config(str(REPO / "configs/shapes/rc2l.yaml"), ["TEST.AUG.MAX_SIZE", "5", "TEST.AUG.FLIP", "False"])
+    assert without_effect(cfg) == ["TEST.AUG.MAX_SIZE", "TEST.AUG.FLIP"]
     assert [record.message for record in caplog.records if "no effect" in record.message] == [
-        "no effect here, though the config sets them: TEST.AUG.FLIP, VIS_PERIOD (keys of detectron2)"
+        "no effect here, though the config sets them: TEST.AUG.MAX_SIZE, TEST.AUG.FLIP (keys of detectron2)"
     ]
 
 

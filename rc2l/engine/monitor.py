@@ -1,5 +1,7 @@
 """Numbers worth watching, kept on the device and fetched once every few iterations."""
 
+import math
+
 import torch
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -36,7 +38,7 @@ def pseudo_label_metrics(pseudo: PseudoLabels, mixed_label_map: Tensor, class_na
 
 
 def write_metrics(storage: EventStorage, metrics: dict[str, Tensor], data_time: float) -> dict[str, float]:
-    """Put the mean over processes of 0-d tensors into the event storage with one device-to-host copy.
+    """Put the mean over processes of 0-d tensors, if finite, into the event storage with one device-to-host copy.
 
     Returns:
         This process's own values.
@@ -46,6 +48,9 @@ def write_metrics(storage: EventStorage, metrics: dict[str, Tensor], data_time: 
     gathered = comm.gather(own | {"data_time": data_time})
     if comm.is_main_process():
         for name in own:
-            storage.put_scalar(name, sum(process[name] for process in gathered) / len(gathered))
+            mean = sum(process[name] for process in gathered) / len(gathered)
+            # The norm of a gradient that overflowed under fp16 is no number that a file could hold.
+            if math.isfinite(mean):
+                storage.put_scalar(name, mean)
         storage.put_scalar("data_time", max(process["data_time"] for process in gathered))
     return own

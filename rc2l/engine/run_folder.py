@@ -23,6 +23,7 @@ _OF_A_RUN = (
     "log.txt",
     "log.txt.rank*",
     "inference",
+    "pictures",
     "eval_only",
 )
 #: Says which files are on their way where, while they are.

@@ -25,6 +25,7 @@ from rc2l.engine.evaluation_hook import EvaluationHook
 from rc2l.engine.history import MetricHistory
 from rc2l.engine.monitor import pseudo_label_metrics, write_metrics
 from rc2l.engine.optimizer import amp_dtype, build_optimizer, clip_gradients
+from rc2l.engine.pictures import PictureHook, TrainingPictures
 from rc2l.engine.resume import RunRecord, keep_schedule
 from rc2l.engine.signals import Agreement, StopHook, StopRequest
 from rc2l.evaluation import evaluate_networks
@@ -118,6 +119,7 @@ class SemiSupervisedTrainer(TrainerBase):
         self.evaluation = EvaluationHook(
             cfg.TEST.EVAL_PERIOD, self.evaluate, self.checkpointer, result=next(iter(self.labeler.networks))
         )
+        self._pictures = self._build_pictures()
         self.register_hooks(self._build_hooks())
 
     def _build_network(self) -> Segmentor:
@@ -125,6 +127,12 @@ class SemiSupervisedTrainer(TrainerBase):
         if weights := initial_weights(self.cfg):
             load_weights(network, weights, cfg=self.cfg)
         return network
+
+    def _build_pictures(self) -> PictureHook | None:
+        if not self.cfg.VIS_PERIOD or not comm.is_main_process():
+            return None
+        pictures = TrainingPictures(self.cfg, self.split, self.method.needs, self.labeler, self._autocast, self.seed)
+        return PictureHook(self.cfg.VIS_PERIOD, pictures.draw, self.cfg.OUTPUT_DIR)
 
     def _build_hooks(self) -> list[hooks.HookBase | None]:
         on_main = comm.is_main_process()
@@ -135,6 +143,7 @@ class SemiSupervisedTrainer(TrainerBase):
             hooks.LRScheduler(self.optimizer, self.scheduler),
             checkpointer if on_main else None,
             self.evaluation,
+            self._pictures,
             self._history,
             StopHook(),
         ]
@@ -194,6 +203,8 @@ class SemiSupervisedTrainer(TrainerBase):
     def before_train(self) -> None:
         super().before_train()
         self.evaluation.catch_up()
+        if self._pictures:
+            self._pictures.catch_up()
         if self._history:
             self._history.catch_up()
 
@@ -248,14 +259,15 @@ class SemiSupervisedTrainer(TrainerBase):
             for key, value in self.learners[name].losses(step).items()
         }
         total = sum(losses.values())
-        if not self._update_weights(total, losses, iteration):
+        norm = self._update_weights(total, losses, iteration)
+        if norm is None:
             return None
         for name, step in steps.items():
             self.learners[name].after_step(step)
         followed = self.labeler.after_step(iteration)
 
         def metrics() -> dict[str, Tensor]:
-            values = {"total_loss": total, **losses}
+            values = {"total_loss": total, **losses, "gradient_norm": norm}
             values |= {name: total.new_tensor(value) for name, value in followed.items()}
             for name, step in steps.items():
                 watched = {}
@@ -311,8 +323,10 @@ class SemiSupervisedTrainer(TrainerBase):
             )
         return steps
 
-    def _update_weights(self, total: Tensor, losses: dict[str, Tensor], iteration: int) -> bool:
-        """Backward pass and optimiser step; False if the step is skipped, which leaves everything as it was.
+    def _update_weights(self, total: Tensor, losses: dict[str, Tensor], iteration: int) -> Tensor | None:
+        """Backward pass and optimizer step; returns the norm of all gradients before they were clipped (0-d).
+
+        None if the step is skipped, which leaves everything as it was.
 
         Raises:
             FloatingPointError: see :meth:`step`.
@@ -330,12 +344,12 @@ class SemiSupervisedTrainer(TrainerBase):
             self.optimizer.zero_grad()
             if self._guard.skip(iteration):
                 self.scaler.update()
-                return False
+                return None
             more = "" if not_finite(losses) else " (the losses of this process are finite)"
             raise FloatingPointError(f"not finite: {', '.join(bad) or 'a loss of another process'}{more}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return True
+        return norm
 
     def _dump(self, batch: TrainingBatch, error: str) -> str:
         step = {"iteration": self.iter, "seed": self.seed, "rank": self.rank, "world_size": self.world_size}

@@ -68,6 +68,17 @@ def scores_from_confusion(matrix: Tensor, class_names: Sequence[str]) -> dict:
     }
 
 
+def image_scores(matrix: Tensor) -> tuple[float, float]:
+    """(mIoU, pixel accuracy) in percent of one image, by one copy to the host; see :func:`scores_from_confusion`.
+
+    Args:
+        matrix: (K, K) counts [truth, prediction].
+    """
+    truth, predicted, hits = torch.stack([matrix.sum(1), matrix.sum(0), matrix.diagonal()]).cpu().double()
+    iou = 100 * hits / (truth + predicted - hits)
+    return iou.nanmean().item(), (100 * hits.sum() / truth.sum()).item()
+
+
 def format_score(score: float) -> str:
     """A percentage with two digits after the point, "n/a" for NaN."""
     return "n/a" if math.isnan(score) else f"{score:.2f}"

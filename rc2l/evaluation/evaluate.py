@@ -4,10 +4,14 @@ import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from tabulate import tabulate
@@ -15,6 +19,10 @@ from torch import nn
 
 from rc2l.evaluation.confusion import format_score
 from rc2l.evaluation.evaluator import SemSegEvaluator
+from rc2l.evaluation.extremes import ScoredPicture
+from rc2l.visualization.grid import as_picture, error_map, legend_of, picture_grid, save_picture, shrink
+from rc2l.visualization.label_images import class_colors
+from rc2l.visualization.panels import colorize
 
 #: How images are shown to the network and at which size predictions are compared.
 MODE = "single scale, original size"
@@ -30,10 +38,13 @@ def evaluate_networks(
 ) -> dict[str, float]:
     """Evaluate each network on each of ``cfg.DATASETS.TEST``; log a table, write ``OUTPUT_DIR/inference/*.json``.
 
-    All processes must call it. Networks run in eval mode without gradient, and get their training mode back.
+    Beside each file, a folder of its name holds pictures of the images with the best and the worst scores, unless
+    VIS_PERIOD is 0. All processes must call it. Networks run in eval mode without gradient, and get their training
+    mode back.
 
     Args:
-        cfg: read are DATASETS.TEST, MODEL.SEM_SEG_HEAD.NUM_CLASSES, MODEL.DEVICE and OUTPUT_DIR.
+        cfg: read are DATASETS.TEST, MODEL.SEM_SEG_HEAD.NUM_CLASSES, MODEL.DEVICE, INPUT.FORMAT, VIS_PERIOD and
+            OUTPUT_DIR.
         networks: by name, in this order.
         build_loader: called with cfg and dataset name; its loader has a length and gives lists of dicts, each with the
             label map ``sem_seg`` (H0, W0) uint8 at original size beside what the network reads.
@@ -52,15 +63,56 @@ def evaluate_networks(
     for dataset_name in cfg.DATASETS.TEST:
         prefix = f"{dataset_name}/" if len(cfg.DATASETS.TEST) > 1 else ""
         for name, network in networks.items():
-            evaluator = SemSegEvaluator(dataset_name, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.DEVICE)
+            num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+            draw = partial(draw_prediction, dataset_name, num_classes, cfg.INPUT.FORMAT) if cfg.VIS_PERIOD else None
+            evaluator = SemSegEvaluator(dataset_name, num_classes, cfg.MODEL.DEVICE, draw)
             scores = inference_on_dataset(network, build_loader(cfg, dataset_name), evaluator)
             results |= {f"{prefix}{name}/{key}": scores[key] for key in _SUMMARY}
             results |= {f"{prefix}{name}/IoU/{c}": iou for c, iou in scores["IoU"].items() if not math.isnan(iou)}
+            pictures = evaluator.pictures() if draw else {}
             if comm.is_main_process():
                 path = Path(cfg.OUTPUT_DIR) / "inference" / f"{dataset_name}_{name}.json"
+                scores |= {"pictures": _write_pictures(path.with_suffix(""), pictures)}
                 _write_json(path, {"dataset": dataset_name, "network": name, "mode": MODE, **scores})
                 logger.info(f"{_report(dataset_name, name, scores)}\nwritten to {path}")
     return results
+
+
+def draw_prediction(
+    dataset_name: str, num_classes: int, image_format: str, image: dict, pred: np.ndarray
+) -> np.ndarray:
+    """Image, ground truth, prediction and errors side by side, (height, width, 3) uint8.
+
+    Args:
+        dataset_name: whose classes and colours.
+        num_classes: K.
+        image_format: "RGB" or "BGR", of the image.
+        image: ``image`` (3, h, w) uint8, if it is there, and ``sem_seg`` (H0, W0) uint8, 255 = ignored.
+        pred: (H0, W0) uint8 class ids.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    colors, names = class_colors(metadata, num_classes)
+    target, pred = shrink(image["sem_seg"].numpy()), shrink(pred)
+    photo = np.full((*target.shape, 3), 127, dtype=np.uint8)
+    if "image" in image:
+        photo = as_picture(image["image"], image_format, target.shape)
+    panels = [photo, colorize(target, colors), colorize(pred, colors), error_map(photo, pred, target)]
+    return picture_grid(
+        [panels], ("image", "truth", "prediction", "errors"), legend=legend_of([target, pred], names, colors)
+    )
+
+
+def _write_pictures(folder: Path, pictures: dict[str, list[ScoredPicture]]) -> dict[str, list[dict]]:
+    """Replace the pictures of an earlier evaluation; what the JSON file says of them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    listed = {}
+    for end, ordered in pictures.items():
+        listed[end] = []
+        for number, each in enumerate(ordered, start=1):
+            path = folder / f"{end}_{number}.jpg"
+            save_picture(each.picture, path)
+            listed[end].append({"image_id": each.image_id, "mIoU": each.score, "file": path.name})
+    return listed
 
 
 def _report(dataset_name: str, network: str, scores: dict) -> str:
@@ -91,4 +143,6 @@ def _write_json(path: Path, content: dict) -> None:
 def _without_nan(value):
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

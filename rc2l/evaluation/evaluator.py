@@ -1,5 +1,9 @@
 """detectron2 evaluator of semantic segmentation at the original image size."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import torch
 import torch.distributed as dist
 from detectron2.data import MetadataCatalog
@@ -7,19 +11,31 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from rc2l.data.reading import IGNORE
-from rc2l.evaluation.confusion import confusion_matrix, scores_from_confusion
+from rc2l.evaluation.confusion import confusion_matrix, image_scores, scores_from_confusion
+from rc2l.evaluation.extremes import Extremes, best_and_worst
+
+#: Pictures of the best, and of the worst images of a test set.
+NUM_PICTURES = 4
 
 
 class SemSegEvaluator(DatasetEvaluator):
     """Accumulates one confusion matrix over a dataset, on the device, and over all processes at the end."""
 
-    def __init__(self, dataset_name: str, num_classes: int, device: torch.device | str):
+    def __init__(
+        self,
+        dataset_name: str,
+        num_classes: int,
+        device: torch.device | str,
+        draw: Callable[[dict, np.ndarray], np.ndarray] | None = None,
+    ):
         """
         Args:
             dataset_name: registered name; its metadata gives ``stuff_classes`` (default: the ids). Targets are
                 label maps of the project, 255 being ignored whatever id the label files have for that.
             num_classes: K, the classes that the model predicts.
             device: where the matrix is kept; the device of the predictions.
+            draw: makes the picture (height, width, 3) of an image of the dataset and its prediction (H0, W0); None: no
+                pictures of the best and worst images.
 
         Raises:
             ValueError: the dataset has another number of classes.
@@ -28,6 +44,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self.dataset_name = dataset_name
         self.class_names = list(metadata.get("stuff_classes", None) or map(str, range(num_classes)))
         self.device = torch.device(device)
+        self.draw = draw
         if len(self.class_names) != num_classes:
             raise ValueError(
                 f"{dataset_name} has {len(self.class_names)} classes, but the model predicts {num_classes}; "
@@ -40,6 +57,9 @@ class SemSegEvaluator(DatasetEvaluator):
         num_classes = len(self.class_names)
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=self.device)
         self.num_images = 0
+        #: Of each image: ``image_id``, ``file_name``, ``mIoU`` and ``pixel_accuracy`` in percent.
+        self.images: list[dict] = []
+        self._extremes = Extremes(NUM_PICTURES if self.draw else 0)
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Count the pixels of some images.
@@ -56,14 +76,29 @@ class SemSegEvaluator(DatasetEvaluator):
             scores, target = output["sem_seg"], self._checked_target(image, output["sem_seg"])
             target = target.to(self.device, non_blocking=True)
             pred = scores.argmax(0).to(self.device)
-            self.matrix += confusion_matrix(pred, target, num_classes, IGNORE)
+            counts = confusion_matrix(pred, target, num_classes, IGNORE)
+            self.matrix += counts
             self.num_images += 1
+            # Each image waits for the device here, as it does in detectron2's inference_on_dataset anyway.
+            score, accuracy = image_scores(counts)
+            file_name = str(image.get("file_name", ""))
+            image_id = str(image.get("image_id", Path(file_name).stem))
+            self.images.append(
+                {"image_id": image_id, "file_name": file_name, "mIoU": score, "pixel_accuracy": accuracy}
+            )
+            if self.draw and score == score:
+                self._extremes.add(
+                    score, image_id, lambda image=image, pred=pred: self.draw(image, pred.byte().cpu().numpy())
+                )
 
     def evaluate(self) -> dict:
         """Scores over the images of all processes, on every process.
 
         Returns:
-            What :func:`scores_from_confusion` returns, and ``num_images`` and ``confusion_matrix`` (nested lists).
+            What :func:`scores_from_confusion` returns, ``num_images``, ``confusion_matrix`` (nested lists), and
+            ``images``, the scores of each image alone in the order of the dataset: ``image_id``, ``file_name``,
+            ``mIoU``, the mean over classes that it has or that are predicted (NaN: no pixel counts), and
+            ``pixel_accuracy``.
 
         Raises:
             ValueError: no pixel was counted.
@@ -79,7 +114,16 @@ class SemSegEvaluator(DatasetEvaluator):
                 f"give its label files pixels of a class, not of ignored ones alone"
             )
         scores = scores_from_confusion(matrix, self.class_names)
-        return {**scores, "num_images": num_images, "confusion_matrix": matrix.tolist()}
+        # Processes have consecutive parts of the dataset, in order of rank.
+        images = [image for part in comm.all_gather(self.images) for image in part]
+        return {**scores, "num_images": num_images, "confusion_matrix": matrix.tolist(), "images": images}
+
+    def pictures(self) -> dict[str, list]:
+        """``best`` and ``worst``, lists of :class:`~rc2l.evaluation.extremes.ScoredPicture`, the most extreme first;
+        empty in all but the main process. Every process must call it."""
+        parts = comm.gather(self._extremes.kept)
+        best, worst = best_and_worst([each for part in parts for each in part], NUM_PICTURES)
+        return {"best": best, "worst": worst}
 
     def _checked_target(self, image: dict, scores: torch.Tensor) -> torch.Tensor:
         where = f"{self.dataset_name}: label map of {image.get('file_name', 'an image')}"

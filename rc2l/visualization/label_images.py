@@ -16,6 +16,12 @@ def colors_of(metadata: Metadata) -> list[Color]:
     return list(metadata.get("stuff_colors") or palette(len(metadata.stuff_classes)))
 
 
+def class_colors(metadata: Metadata, num_classes: int) -> tuple[list[Color], list[str]]:
+    """Colours and names of K classes, whether or not the dataset has them: VOC's colours, and ids for names."""
+    names = list(metadata.get("stuff_classes") or map(str, range(num_classes)))
+    return list(metadata.get("stuff_colors") or palette(num_classes)), names
+
+
 def palette_image(label_map: np.ndarray, colors: Sequence[Color]) -> Image.Image:
     """A palette image whose indices are the labels.
 
