@@ -10,8 +10,8 @@ import pytest
 import yaml
 from detectron2.data import MetadataCatalog
 
-from rc2l.data.check import one_class_problem
 from rc2l.data.datasets import custom, load_records, register_dataset_file
+from rc2l.data.faults import one_class_problem
 from rc2l.data.file_listing import find_by_pattern, find_files
 from rc2l.data.reading import read_label
 from rc2l.engine.config_file import load_config

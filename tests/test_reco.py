@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from rc2l.losses.pixel_groups import PixelGroups
 from rc2l.losses.reco import (
     RecoOptions,
     class_means,
@@ -17,6 +16,7 @@ from rc2l.losses.reco import (
     sampled_contrast,
     sampled_contrast_per_query,
 )
+from rc2l.structures.class_groups import ClassGroups, class_counts
 from tests.shared_data import shared_file
 
 CASES = ("plain", "edge_case")
@@ -38,7 +38,9 @@ class Official:
         self.labels = torch.where(self.mask[:, 0] == 1, self.label, 255)
         self.own = self.prob.gather(1, self.label.clamp(min=0)[:, None])[:, 0]
         self.index = torch.where(self.labels == 255, self.K, self.labels)
-        self.groups = PixelGroups.of(self.index, query_candidates(self.own, self.options), self.K)
+        candidate = query_candidates(self.own, self.options)
+        self.groups = ClassGroups.of(self.index.flatten(), self.K, ~candidate.flatten())
+        self.candidates = class_counts(torch.where(candidate, self.index, self.K).flatten(), self.K)
         self.means = class_means(self.rep, self.index, self.K)
 
 
@@ -49,20 +51,20 @@ def official(request) -> Official:
 
 def test_groups_and_means_equal_the_official_ones(official):
     classes = official.valid_classes
-    assert torch.equal((official.groups.usable > 0).nonzero()[:, 0], classes)
-    assert torch.equal(official.groups.usable[classes], official.seg_num)
-    assert torch.equal(official.groups.candidates[classes], official.hard_num)
+    assert torch.equal((official.groups.count > 0).nonzero()[:, 0], classes)
+    assert torch.equal(official.groups.count[classes], official.seg_num)
+    assert torch.equal(official.candidates[classes], official.hard_num)
     torch.testing.assert_close(official.means[classes], official.proto, atol=1e-5, rtol=0)
     for k in range(official.K):  # hard pixels of a class, in the order that the official indices count them in
-        start, count = official.groups.start[k], official.groups.candidates[k]
+        start, count = official.groups.start[k], official.candidates[k]
         hard = official.hard_mask[:, k].flatten().nonzero()[:, 0]
         assert torch.equal(official.groups.order[start : start + count], hard)
 
 
 def test_relations_and_key_probabilities_equal_the_official_ones(official):
     classes, active = official.valid_classes, official.active
-    relations = class_relations(official.means, official.groups.usable > 0)
-    probabilities = key_probabilities(relations, official.groups.usable, official.options)
+    relations = class_relations(official.means, official.groups.count > 0)
+    probabilities = key_probabilities(relations, official.groups.count, official.options)
     torch.testing.assert_close(relations[classes][:, classes][active], official.proto_sim[active], atol=1e-5, rtol=0)
     torch.testing.assert_close(
         probabilities[classes][:, classes][active], official.proto_prob[active], atol=1e-5, rtol=0
@@ -184,15 +186,15 @@ def test_keys_are_never_of_the_query_class_and_follow_the_probabilities():
     _, labels, own = batch()
     labels[labels == 4] = 255
     index = torch.where(labels == 255, 5, labels)
-    groups = PixelGroups.of(index, query_candidates(own, SMALL), 5)
+    groups = ClassGroups.of(index.flatten(), 5, ~query_candidates(own, SMALL).flatten())
     relations = torch.rand(5, 5)
     for keys in ("active", "random"):
-        probabilities = key_probabilities(relations, groups.usable, RecoOptions(keys=keys))
-        drawn = index.flatten()[groups.draw_keys(probabilities, 20000, torch.Generator().manual_seed(0))]
+        probabilities = key_probabilities(relations, groups.count, RecoOptions(keys=keys))
+        drawn = index.flatten()[groups.draw_any(probabilities, 20000, torch.Generator().manual_seed(0))]
         share = torch.stack([(drawn == k).float().mean(1) for k in range(5)], 1)
         torch.testing.assert_close(share[:4], probabilities[:4], atol=0.02, rtol=0)
         assert (probabilities.diagonal() == 0).all() and (share[:4].diagonal() == 0).all()
-    assert (groups.usable[:4] > 0).all() and groups.usable[4] == 0
+    assert (groups.count[:4] > 0).all() and groups.count[4] == 0
 
 
 def test_loss_does_not_depend_on_the_length_of_vectors_or_on_unused_pixels():

@@ -39,7 +39,7 @@ def test_ignored_pixels_show_the_prediction():
     assert not real.requires_grad
 
 
-def adversarial_and_step(threshold: float):
+def objective_and_step(threshold: float):
     torch.manual_seed(0)
     learner = learner_of(config("s4gan_deeplab", "S4GAN.SCORE_THRESHOLD", threshold))
     logits = torch.randn(4, 9, 8, 8, requires_grad=True)
@@ -52,42 +52,42 @@ def adversarial_and_step(threshold: float):
 
 @pytest.mark.parametrize(("threshold", "trusted"), [(0.0, True), (1.0, False)])
 def test_only_trusted_predictions_are_trained_on(threshold, trusted):
-    adversarial, logits, step = adversarial_and_step(threshold)
-    losses = adversarial.losses(step)
+    objective, logits, step = objective_and_step(threshold)
+    losses = objective.losses(step)
     assert (losses["loss_self_training"] > 0) == trusted
     sum(losses.values()).backward()
     assert logits.grad[2:].abs().sum() > 0 and (logits.grad[:2] == 0).all()
-    assert all(parameter.grad is None for parameter in adversarial.discriminator.parameters())
+    assert all(parameter.grad is None for parameter in objective.discriminator.parameters())
 
 
 def test_self_training_leaves_padding_out():
-    adversarial, logits, step = adversarial_and_step(0.0)
+    objective, logits, step = objective_and_step(0.0)
     step.views[0].valid[:, :, 16:] = False
-    adversarial.losses(step)["loss_self_training"].backward()
+    objective.losses(step)["loss_self_training"].backward()
     # Logits are raised bilinearly, so the fifth of eight columns still reaches into the valid half.
     assert (logits.grad[2:, :, :, :5] != 0).any(1).all() and (logits.grad[2:, :, :, 5:] == 0).all()
     half = logits.grad.clone()
     step.views[0].valid[:, :, 16:] = True
     logits.grad = None
-    adversarial.losses(step)["loss_self_training"].backward()
+    objective.losses(step)["loss_self_training"].backward()
     assert (logits.grad[2:, :, :, 5:] != 0).any() and not torch.equal(half, logits.grad)
 
 
 def test_discriminator_learns_and_resumes():
-    adversarial, logits, step = adversarial_and_step(0.6)
-    before = [parameter.clone() for parameter in adversarial.discriminator.parameters()]
-    adversarial.after_step(step)  # saw nothing yet
-    assert all(torch.equal(a, b) for a, b in zip(before, adversarial.discriminator.parameters(), strict=True))
+    objective, logits, step = objective_and_step(0.6)
+    before = [parameter.clone() for parameter in objective.discriminator.parameters()]
+    objective.after_step(step)  # saw nothing yet
+    assert all(torch.equal(a, b) for a, b in zip(before, objective.discriminator.parameters(), strict=True))
     history = []
     step.schedule = 10.0
     for _ in range(30):
-        adversarial.losses(step)
-        adversarial.after_step(step)
-        history.append(adversarial.metrics()["s4gan/discriminator_loss"].item())
+        objective.losses(step)
+        objective.after_step(step)
+        history.append(objective.metrics()["s4gan/discriminator_loss"].item())
     assert sum(history[-5:]) < sum(history[:5]) and logits.grad is None
-    other, _, _ = adversarial_and_step(0.6)
-    other.load_state_dict(adversarial.state_dict())
-    for a, b in zip(adversarial.discriminator.parameters(), other.discriminator.parameters(), strict=True):
+    other, _, _ = objective_and_step(0.6)
+    other.load_state_dict(objective.state_dict())
+    for a, b in zip(objective.discriminator.parameters(), other.discriminator.parameters(), strict=True):
         assert torch.equal(a, b)
 
 

@@ -34,7 +34,6 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from rc2l.data.loader import build_test_loader
-from rc2l.data.reading import IGNORE
 from rc2l.engine.arguments import add_trained_network_arguments, read_arguments
 from rc2l.engine.checkpoint_file import read_checkpoint
 from rc2l.engine.config_file import load_config
@@ -46,7 +45,7 @@ from rc2l.modeling.segmentor import Segmentor
 from rc2l.modeling.weights import load_weights
 from rc2l.semi.learner import Learner
 from rc2l.semi.method import method_of
-from rc2l.structures.label_map import sample_nearest
+from rc2l.structures.label_map import IGNORE, sample_nearest
 from rc2l.visualization.relations import class_linkage, dendrogram_figure, relation_figure, save_figure
 
 #: Embeddings of projection heads by the name of their loss; and all embeddings.

@@ -9,15 +9,22 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import MetadataCatalog
-from tabulate import tabulate
 
-from rc2l.data.check import attempt_all, check_labeled, one_class_problem
-from rc2l.data.datasets import dataset_family, load_records
+from rc2l.data.check import attempt_all, check_labeled
+from rc2l.data.datasets import load_records
 from rc2l.data.datasets.custom import custom_description
 from rc2l.data.datasets.folder import labels_without_image
 from rc2l.data.errors import DatasetError
-from rc2l.data.reading import IGNORE, read_image
+from rc2l.data.faults import (
+    absent_classes,
+    class_lists_problem,
+    class_table,
+    one_class_problem,
+    only_zero_problem,
+    overlap_problem,
+)
+from rc2l.data.reading import read_image
+from rc2l.structures.label_map import IGNORE
 
 #: Ends of the names of datasets that models are tested on.
 _TEST_ENDINGS = ("_val", "_test")
@@ -67,13 +74,7 @@ class DatasetReport:
         labeled = sum("sem_seg_file_name" in record for record in self.records)
         lines = [f"{self.name}: {len(self.records)} images, {labeled} with labels"]
         if labeled:
-            names = MetadataCatalog.get(self.name).stuff_classes
-            pixels, images, total = self.pixels, self.images, max(int(self.pixels.sum()), 1)
-            rows = [
-                (train_id, name, int(images[train_id]), int(pixels[train_id]), f"{pixels[train_id] / total:.2%}")
-                for train_id, name in [*enumerate(names), (IGNORE, "(ignored)")]
-            ]
-            lines.append(tabulate(rows, headers=("id", "class", "images", "pixels", "share"), tablefmt="github"))
+            lines.append(class_table(self.name, self.pixels, self.images))
         sizes = Counter(inspection.size for inspection in self.inspections if inspection is not None)
         shown = ", ".join(f"{count} of {w}x{h}" for (h, w), count in sizes.most_common(_SHOWN_SIZES))
         more = f", {len(sizes) - _SHOWN_SIZES} other sizes" if len(sizes) > _SHOWN_SIZES else ""
@@ -106,24 +107,15 @@ def audit_dataset(name: str, workers: int | None = None) -> DatasetReport:
     if without and len(without) < len(records):
         report.notes.append(f"{len(without)} images have no label, first {without[0]['file_name']}")
     if len(without) < len(records):
-        _check_ids(report)
+        if problem := only_zero_problem(name, report.pixels):
+            report.problems.append(problem)
+        elif absent := absent_classes(name, report.pixels):
+            report.notes.append(f"no label shows {', '.join(absent)}")
         if problem := one_class_problem(name):
             report.problems.append(problem)
     for files in _same_content([report]).values():
         report.notes.append(f"the same image {len(files)} times: {', '.join(path for _, path in files)}")
     return report
-
-
-def _check_ids(report: DatasetReport) -> None:
-    names, pixels = MetadataCatalog.get(report.name).stuff_classes, report.pixels
-    absent = [name for train_id, name in enumerate(names) if not pixels[train_id]]
-    if len(names) > 1 and pixels[IGNORE] and not pixels[1:IGNORE].any():
-        report.problems.append(
-            f"{report.name}: all labels hold only 0 and {IGNORE}, and {IGNORE} means ignore; if it is foreground, give "
-            "the dataset label_map {0: 0, 255: 1}"
-        )
-    elif absent:
-        report.notes.append(f"no label shows {', '.join(absent)}")
 
 
 def compare_datasets(reports: Sequence[DatasetReport]) -> list[str]:
@@ -133,28 +125,14 @@ def compare_datasets(reports: Sequence[DatasetReport]) -> list[str]:
     """
     problems = []
     for first, second in combinations(reports, 2):
-        classes = [MetadataCatalog.get(report.name).get("stuff_classes") for report in (first, second)]
-        if all(classes) and list(classes[0]) != list(classes[1]):
-            problems.append(
-                f"{first.name} and {second.name} have different classes; train and test on one list of them"
-            )
+        if problem := class_lists_problem(first.name, second.name):
+            problems.append(problem)
     test = [report for report in reports if report.name.endswith(_TEST_ENDINGS)]
     train = [report for report in reports if not report.name.endswith(_TEST_ENDINGS)]
     for trained in train:
-        files = {os.path.realpath(record["file_name"]) for record in trained.records}
-        ids = {record["image_id"] for record in trained.records}
         for tested in test:
-            same_family = dataset_family(trained.name) == dataset_family(tested.name)
-            common = [
-                record["image_id"]
-                for record in tested.records
-                if (same_family and record["image_id"] in ids) or os.path.realpath(record["file_name"]) in files
-            ]
-            if common:
-                problems.append(
-                    f"{len(common)} of {len(tested.records)} images of {tested.name} are also in {trained.name}, first "
-                    f"'{common[0]}'; take them out of one of the two"
-                )
+            if problem := overlap_problem(tested.name, tested.records, trained.name, trained.records):
+                problems.append(problem)
     for files in _same_content(reports).values():
         paths = {role: [path for name, path in files if name.endswith(_TEST_ENDINGS) == role] for role in (False, True)}
         # The same file in both is overlap, said above.

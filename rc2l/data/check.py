@@ -4,20 +4,27 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from tabulate import tabulate
 from tqdm import tqdm
 
-from rc2l.data.datasets import dataset_family, load_records
+from rc2l.data.datasets import load_records
 from rc2l.data.errors import DatasetError
+from rc2l.data.faults import (
+    absent_classes,
+    class_lists_problem,
+    class_table,
+    one_class_problem,
+    only_zero_problem,
+    overlap_problem,
+)
 from rc2l.data.mapper import size_mismatch
 from rc2l.data.partial_labels import read_record_label
-from rc2l.data.reading import IGNORE, read_image_size
+from rc2l.data.reading import read_image_size
 from rc2l.data.splits import Split
+from rc2l.structures.label_map import IGNORE
 from rc2l.structures.needs import BOTH_STREAMS, Needs
 
 #: Problems that an error message spells out; the rest are counted.
@@ -42,7 +49,12 @@ def check_data(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...], needs
     _check_classes(cfg, split, test_datasets)
     if problem := one_class_problem(split.labeled[0]["dataset"]):
         raise DatasetError(problem)
-    _check_overlap(split, test)
+    trained = [*split.labeled, *split.unlabeled]
+    for name, records in test.items():
+        if problem := overlap_problem(
+            f"test dataset '{name}'", records, f"the training data ({split.source})", trained
+        ):
+            raise DatasetError(problem)
 
     pixels = np.zeros(IGNORE + 1, dtype=np.int64)
     images = np.zeros(IGNORE + 1, dtype=np.int64)
@@ -54,7 +66,7 @@ def check_data(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...], needs
             f"all pixels of all {len(split.labeled)} labelled images are ignored ({IGNORE}): there is nothing to learn "
             f"from; correct the labels, or the label_map of dataset '{split.labeled[0]['dataset']}'"
         )
-    _report_classes(pixels, images, MetadataCatalog.get(split.labeled[0]["dataset"]).stuff_classes)
+    _report_classes(pixels, images, split.labeled[0]["dataset"])
     if needs.unlabeled:
         _run(lambda record: read_image_size(record["file_name"]), split.unlabeled, "Checking unlabelled images")
     for name, records in test.items():
@@ -114,77 +126,21 @@ def _run(check: Callable[[dict], object], records: list[dict], title: str) -> li
 
 def _check_classes(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...]) -> None:
     names = [*dict.fromkeys(record["dataset"] for record in split.labeled), *test_datasets]
-    classes = {name: list(MetadataCatalog.get(name).stuff_classes) for name in names}
-    first = names[0]
-    K = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    if len(classes[first]) != K:
+    first, K = names[0], cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    number = len(MetadataCatalog.get(first).stuff_classes)
+    if number != K:
         raise DatasetError(
-            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {K}, but dataset '{first}' has {len(classes[first])} classes; "
-            f"set it to {len(classes[first])}"
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {K}, but dataset '{first}' has {number} classes; set it to {number}"
         )
     for name in names[1:]:
-        if classes[name] != classes[first]:
-            pairs = enumerate(zip_longest(classes[first], classes[name]))
-            index, (ours, theirs) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-            raise DatasetError(
-                f"datasets '{first}' ({len(classes[first])} classes) and '{name}' ({len(classes[name])} classes) "
-                f"differ: class {index} is '{ours}' and '{theirs}'; train and test on one list of classes"
-            )
+        if problem := class_lists_problem(first, name):
+            raise DatasetError(problem)
 
 
-def one_class_problem(name: str) -> str:
-    """What to do about a dataset with a single class, which any network scores 100 on; empty where it has more."""
-    metadata = MetadataCatalog.get(name)
-    names = list(metadata.get("stuff_classes") or ())
-    if len(names) != 1:
-        return ""
-    roof, background = names[0], "background" if names[0] != "background" else "other"
-    ids = [raw_id for raw_id, train_id in (metadata.get("label_map") or {0: 0}).items() if train_id == 0]
-    label_map = dict.fromkeys(ids, roof)
-    others = [raw_id for raw_id in (metadata.get("label_map") or {}) if raw_id not in label_map]
-    others = others or [metadata.get("ignore_label", IGNORE)]
-    meaning = dict.fromkeys(others, background) | label_map
-    entries = ", ".join(f"{raw_id}: {target}" for raw_id, target in meaning.items())
-    return (
-        f"dataset '{name}' has one class, '{roof}': one class needs a background, else every score is always 100; "
-        f"give it classes: [{background}, {roof}] and label_map: {{{entries}}} (of COCO files: background: true), "
-        "and set MODEL.SEM_SEG_HEAD.NUM_CLASSES to 2"
-    )
-
-
-def _check_overlap(split: Split, test: dict[str, list[dict]]) -> None:
-    train_files = {os.path.realpath(record["file_name"]) for record in [*split.labeled, *split.unlabeled]}
-    train_ids = {
-        (dataset_family(record["dataset"]), record["image_id"]) for record in [*split.labeled, *split.unlabeled]
-    }
-    for name, records in test.items():
-        family = dataset_family(name)
-        common = [
-            record["image_id"]
-            for record in records
-            if (family, record["image_id"]) in train_ids or os.path.realpath(record["file_name"]) in train_files
-        ]
-        if common:
-            raise DatasetError(
-                f"{len(common)} of {len(records)} images of test dataset '{name}' are also in the training data "
-                f"({split.source}), first '{common[0]}'; take them out of one of the two"
-            )
-
-
-def _report_classes(pixels: np.ndarray, images: np.ndarray, names: list[str]) -> None:
+def _report_classes(pixels: np.ndarray, images: np.ndarray, name: str) -> None:
     logger = logging.getLogger("rc2l")
-    total = max(int(pixels.sum()), 1)
-    rows = [(i, name, int(images[i]), f"{pixels[i] / total:.2%}") for i, name in enumerate(names)]
-    rows.append((IGNORE, "(ignored)", int(images[IGNORE]), f"{pixels[IGNORE] / total:.2%}"))
-    table = tabulate(rows, headers=("id", "class", "images", "pixels"), tablefmt="github")
-    logger.info(f"Labelled training pixels by class:\n{table}")
-
-    absent = [name for i, name in enumerate(names) if not pixels[i]]
-    if len(names) > 1 and not pixels[1:IGNORE].any() and pixels[IGNORE]:
-        logger.warning(
-            f"The labelled masks hold only 0 and {IGNORE}, and {IGNORE} means ignore: nothing of class "
-            f"'{names[min(1, len(names) - 1)]}' will be learned. If {IGNORE} is foreground, give the dataset "
-            "label_map {0: 0, 255: 1}"
-        )
-    elif absent:
+    logger.info(f"Labelled training pixels by class:\n{class_table(name, pixels, images)}")
+    if problem := only_zero_problem(name, pixels):
+        logger.warning(problem)
+    elif absent := absent_classes(name, pixels):
         logger.warning(f"No labelled image shows {', '.join(absent)}: these classes cannot be learned")

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from rc2l.data.errors import DatasetError
 from rc2l.data.partial_labels import read_record_label
-from rc2l.data.reading import IGNORE, read_image
+from rc2l.data.reading import read_image
 from rc2l.data.transforms import (
     build_padding,
     build_strong_augmentations,
     build_test_resize,
     build_weak_augmentations,
 )
+from rc2l.structures.label_map import IGNORE
 
 
 @contextmanager

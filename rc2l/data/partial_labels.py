@@ -14,7 +14,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from rc2l.data.errors import DatasetError
-from rc2l.data.reading import IGNORE, read_label
+from rc2l.data.reading import read_label
+from rc2l.structures.label_map import IGNORE
 
 #: Beside the labels in a folder of partial labels: dataset, share and seed.
 FACTS_FILE = "partial_labels.json"

@@ -12,9 +12,8 @@ from PIL import Image
 
 from rc2l.data.errors import DatasetError
 from rc2l.data.image_kinds import lossy_kind
+from rc2l.structures.label_map import IGNORE
 
-#: Value of ignored pixels in every label map of the project.
-IGNORE = 255
 #: Label ids of up to 16 bits are understood before mapping.
 _NUM_RAW_IDS = 1 << 16
 #: Entry of the lookup table for raw ids that are neither a class nor ignored.

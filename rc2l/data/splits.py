@@ -18,8 +18,9 @@ from tqdm import tqdm
 from rc2l.data.datasets import dataset_family, load_records
 from rc2l.data.errors import DatasetError
 from rc2l.data.partial_labels import describe_partial_labels, thin_out
-from rc2l.data.reading import IGNORE, read_label
+from rc2l.data.reading import read_label
 from rc2l.data.split_lists import ImageIndex, list_files, read_list
+from rc2l.structures.label_map import IGNORE
 from rc2l.structures.needs import BOTH_STREAMS, Needs
 
 _SAMPLINGS = ("random", "class_balanced", "few_labels")

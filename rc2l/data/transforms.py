@@ -13,7 +13,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from rc2l.data.color import ColorAugSSD, ColorJitter, GaussianBlur, Grayscale
-from rc2l.data.reading import IGNORE
+from rc2l.structures.label_map import IGNORE
 
 _FORMATS = ("RGB", "BGR")
 #: Tries to find a crop that one class does not fill.

@@ -22,12 +22,13 @@ from rc2l.data.datasets import load_records
 from rc2l.data.errors import DatasetError
 from rc2l.data.mapper import EvaluationMapper, UnlabeledMapper, seeded_randomness
 from rc2l.data.partial_labels import read_record_label
-from rc2l.data.reading import IGNORE, read_image
+from rc2l.data.reading import read_image
 from rc2l.data.splits import Split
 from rc2l.modeling.segmentor import Segmentor
 from rc2l.semi.labeler import STUDENT, Labeler
 from rc2l.semi.pseudo_label import pseudo_labels
 from rc2l.semi.views import strong_view
+from rc2l.structures.label_map import IGNORE
 from rc2l.structures.needs import Needs
 from rc2l.structures.views import PseudoLabels
 from rc2l.visualization.grid import (

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rc2l.structures.label_map import IGNORE
 
-def confusion_matrix(pred: Tensor, target: Tensor, num_classes: int, ignore_label: int = 255) -> Tensor:
+
+def confusion_matrix(pred: Tensor, target: Tensor, num_classes: int, ignore_label: int = IGNORE) -> Tensor:
     """Count pixels by true and predicted class, on the device of the inputs and without waiting for it.
 
     Args:

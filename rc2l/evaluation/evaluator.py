@@ -10,9 +10,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from rc2l.data.reading import IGNORE
 from rc2l.evaluation.confusion import confusion_matrix, image_scores, scores_from_confusion
 from rc2l.evaluation.extremes import Extremes, best_and_worst
+from rc2l.structures.label_map import IGNORE
 
 #: Pictures of the best, and of the worst images of a test set.
 NUM_PICTURES = 4

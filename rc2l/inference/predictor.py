@@ -9,10 +9,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 import rc2l.modeling  # noqa: F401  registers the architectures
-from rc2l.data.reading import IGNORE
 from rc2l.data.transforms import build_test_resize
 from rc2l.engine.training_check import check_networks, explained_build
 from rc2l.modeling.weights import load_weights
+from rc2l.structures.label_map import IGNORE
 from rc2l.visualization.label_images import colors_of
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rc2l.losses.pixel_groups import PixelGroups
+from rc2l.structures.class_groups import ClassGroups, class_counts
 from rc2l.structures.class_ring import ClassRing
 from rc2l.structures.label_map import with_ignored_as
 
@@ -221,34 +221,35 @@ def reco_loss(
             f"they are {tuple(labels.shape)} and {tuple(own_probability.shape)}"
         )
     labels = with_ignored_as(labels, num_classes)
-    candidate = query_candidates(own_probability, options)
-    groups = PixelGroups.of(labels, candidate, num_classes)
+    flat, candidate = labels.flatten(), query_candidates(own_probability, options).flatten()
+    groups = ClassGroups.of(flat, num_classes, ~candidate)  # candidates first
+    candidates = class_counts(torch.where(candidate, flat, num_classes), num_classes)
     pixels = representation.permute(0, 2, 3, 1).reshape(B * h * w, C)
     with torch.no_grad():
         if memory is None:
             sources, source_pixels = groups, pixels.detach()
             means = class_means(representation, labels, num_classes)
         else:
-            sources = PixelGroups.of_rings(memory.count, memory.projections.shape[1])
+            sources = ClassGroups.of_rings(memory.count, memory.projections.shape[1])
             source_pixels = memory.projections.flatten(0, 1)
             means = memory_means(memory)
-        known = sources.usable > 0
+        known = sources.count > 0
         relations = class_relations(means, known)
-        probabilities = key_probabilities(relations, sources.usable, options)
-    query_pixels = groups.draw_queries(options.num_queries, generator)
+        probabilities = key_probabilities(relations, sources.count, options)
+    query_pixels = groups.draw_own(candidates, options.num_queries, generator)
     queries = pixels[query_pixels].to(means.dtype)
     if options.key_sets == "query":
-        key_pixels = sources.draw_keys(probabilities, options.num_queries * options.num_keys, generator)
+        key_pixels = sources.draw_any(probabilities, options.num_queries * options.num_keys, generator)
         key_pixels = key_pixels.view(num_classes, options.num_queries, options.num_keys)
         all_pixels = source_pixels.to(means.dtype)
         loss, negative = sampled_contrast_per_query(queries, means, all_pixels, key_pixels, options.temperature)
     else:
-        key_pixels = sources.draw_keys(probabilities, options.num_keys, generator)
+        key_pixels = sources.draw_any(probabilities, options.num_keys, generator)
         keys = source_pixels[key_pixels].to(means.dtype)
         loss, negative = sampled_contrast(queries, means, keys, options.temperature)
 
-    present = groups.usable > 0
-    active = (groups.candidates > 0) & known & (known.sum() > 1)
+    present = groups.count > 0
+    active = (candidates > 0) & known & (known.sum() > 1)
     class_loss = torch.where(active, loss.mean(1), 0)
     with torch.no_grad():
         positive = _positive_similarity(F.normalize(queries, dim=-1), means).mean(1)
@@ -257,8 +258,8 @@ def reco_loss(
         class_loss=class_loss.detach(),
         positive_similarity=torch.where(active, positive, 0),
         negative_similarity=torch.where(active, negative.mean(1), 0),
-        usable=groups.usable,
-        candidates=groups.candidates,
+        usable=groups.count,
+        candidates=candidates,
         active=active,
         relations=relations,
     )

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rc2l.data.reading import IGNORE
+from rc2l.structures.label_map import IGNORE
 from rc2l.visualization.panels import IGNORE_COLOR, Color
 
 #: Longest edge of a cell, in pixels.

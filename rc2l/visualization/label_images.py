@@ -7,7 +7,7 @@ from detectron2.data.catalog import Metadata
 from PIL import Image
 
 from rc2l.data.datasets.voc import palette
-from rc2l.data.reading import IGNORE
+from rc2l.structures.label_map import IGNORE
 from rc2l.visualization.panels import IGNORE_COLOR, Color
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rc2l.structures.label_map import IGNORE
+
 Color = Sequence[int]
 
 IGNORE_COLOR = (224, 224, 224)
@@ -22,7 +24,7 @@ def colorize(
     label_map: np.ndarray,
     colors: Sequence[Color],
     ignore_color: Color = IGNORE_COLOR,
-    ignore_label: int = 255,
+    ignore_label: int = IGNORE,
 ) -> np.ndarray:
     """Replace labels by colours.
 

@@ -5,6 +5,7 @@ from functools import partial
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rc2l.data.datasets.location import datasets_root, require, require_some
+from rc2l.structures.label_map import IGNORE
 
 #: (name, colour) in order of the ids.
 CLASSES = (
@@ -49,7 +50,7 @@ def register_camvid() -> None:
         MetadataCatalog.get(name).set(
             stuff_classes=[class_name for class_name, _ in CLASSES],
             stuff_colors=[color for _, color in CLASSES],
-            ignore_label=255,
-            label_map={train_id: train_id for train_id in range(len(CLASSES))} | {_UNLABELED_ID: 255},
+            ignore_label=IGNORE,
+            label_map={train_id: train_id for train_id in range(len(CLASSES))} | {_UNLABELED_ID: IGNORE},
             evaluator_type="sem_seg",
         )

@@ -5,6 +5,7 @@ from functools import partial
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rc2l.data.datasets.location import datasets_root, require, require_some
+from rc2l.structures.label_map import IGNORE
 
 #: (id in labelIds files, name, colour) in order of the train ids.
 CLASSES = (
@@ -29,7 +30,7 @@ CLASSES = (
     (33, "bicycle", (119, 11, 32)),
 )
 #: All ids of labelIds files: 19 classes, the rest ignored. The license plate (-1) is 255 in an 8-bit file.
-LABEL_MAP = {raw_id: 255 for raw_id in (*range(34), 255)} | {
+LABEL_MAP = {raw_id: IGNORE for raw_id in (*range(34), 255)} | {
     raw_id: train_id for train_id, (raw_id, _, _) in enumerate(CLASSES)
 }
 _IMAGE_SUFFIX = "_leftImg8bit.png"
@@ -64,7 +65,7 @@ def register_cityscapes() -> None:
         MetadataCatalog.get(name).set(
             stuff_classes=[class_name for _, class_name, _ in CLASSES],
             stuff_colors=[color for _, _, color in CLASSES],
-            ignore_label=255,
+            ignore_label=IGNORE,
             label_map=LABEL_MAP,
             train_id_suffix=_TRAIN_ID_SUFFIX,
             evaluator_type="sem_seg",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rc2l.data.datasets.voc import palette
 from rc2l.data.errors import DatasetError
+from rc2l.structures.label_map import IGNORE
 
-_IGNORE = 255
 #: 255 is ignored and 254 marks bad ids while reading.
 _MAX_CLASSES = 254
 #: How labelme names what it ignores, and class 0.
@@ -130,13 +130,13 @@ def read_color_map(value: object, classes: tuple[str, ...], where: str) -> dict[
 
 def _class_id(target: object, classes: tuple[str, ...], what: str) -> int:
     if target == "ignore" and "ignore" not in classes:
-        return _IGNORE
+        return IGNORE
     if isinstance(target, str) and target in classes:
         return classes.index(target)
-    if isinstance(target, int) and not isinstance(target, bool) and (0 <= target < len(classes) or target == _IGNORE):
+    if isinstance(target, int) and not isinstance(target, bool) and (0 <= target < len(classes) or target == IGNORE):
         return target
     raise DatasetError(
-        f"{what} names {target!r}, which is no class; use a class name, 0..{len(classes) - 1}, or ignore ({_IGNORE})"
+        f"{what} names {target!r}, which is no class; use a class name, 0..{len(classes) - 1}, or ignore ({IGNORE})"
     )
 
 

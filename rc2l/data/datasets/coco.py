@@ -14,8 +14,8 @@ from tqdm import tqdm
 from rc2l.data.datasets.coco_masks import decode_segmentation
 from rc2l.data.datasets.drawn_labels import write_label_folder
 from rc2l.data.errors import DatasetError
+from rc2l.structures.label_map import IGNORE
 
-_IGNORE = 255
 #: Lists of a COCO file, and what each entry must have.
 _LISTS = {"images": ("id", "file_name"), "annotations": ("image_id",), "categories": ("id", "name")}
 
@@ -161,7 +161,7 @@ def _empty_label(path: Path, picture: dict, background: bool) -> np.ndarray:
     size = (picture.get("height"), picture.get("width"))
     if not all(isinstance(edge, int) and edge > 0 for edge in size):
         raise DatasetError(f"{path}: image {picture['file_name']} has no height and width; add both, in pixels")
-    return np.full(size, 0 if background else _IGNORE, dtype=np.uint8)
+    return np.full(size, 0 if background else IGNORE, dtype=np.uint8)
 
 
 def _draw_masks(
@@ -172,7 +172,7 @@ def _draw_masks(
     for annotation in annotations:
         what = f"{path}: annotation {annotation.get('id', '')} of {picture['file_name']}"
         mask = decode_segmentation(annotation.get("segmentation"), label.shape, what)
-        label[mask] = _IGNORE if annotation.get("iscrowd") else category_map[annotation["category_id"]]
+        label[mask] = IGNORE if annotation.get("iscrowd") else category_map[annotation["category_id"]]
     return label
 
 
@@ -204,7 +204,7 @@ def _draw_panoptic(
         ids = colors @ np.array([1, 256, 65536])
         classes = {0: int(label[0, 0])}
         for segment in annotation["segments_info"]:
-            classes[segment["id"]] = _IGNORE if segment.get("iscrowd") else category_map[segment["category_id"]]
+            classes[segment["id"]] = IGNORE if segment.get("iscrowd") else category_map[segment["category_id"]]
         present, inverse = np.unique(ids, return_inverse=True)
         unknown = [int(number) for number in present if int(number) not in classes]
         if unknown:

@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from rc2l.data.datasets.description import Description, describe
 from rc2l.data.datasets.folder import load_subset
 from rc2l.data.errors import DatasetError
+from rc2l.structures.label_map import IGNORE
 from rc2l.yaml_file import YamlError, read_yaml
 
 #: What was registered here, by dataset name; only these may be registered anew.
@@ -154,7 +155,7 @@ def _set_metadata(name: str, description: Description) -> None:
             stuff_classes=list(description.classes),
             stuff_colors=list(description.colors),
             # Labels that were drawn from COCO files hold train ids.
-            ignore_label=255 if description.category_map else description.ignore,
+            ignore_label=IGNORE if description.category_map else description.ignore,
         )
     if description.label_map:
         metadata.set(label_map=description.label_map)

@@ -11,6 +11,7 @@ from rc2l.data.datasets.class_lists import check_classes, read_classes, read_col
 from rc2l.data.datasets.coco import read_categories
 from rc2l.data.errors import DatasetError
 from rc2l.data.file_listing import existing_path
+from rc2l.structures.label_map import IGNORE
 
 _SOURCE_KEYS = ("images", "list", "labels", "coco")
 _SUBSETS = ("train", "val", "unlabeled")
@@ -18,7 +19,6 @@ _KEYS = (
     *("name", "root", "classes", "colors", "label_map", "color_map", "ignore", "background", *_SOURCE_KEYS),
     *("labelme", "image_suffix", "label_suffix", "label_cache", *_SUBSETS, "val_fraction"),
 )
-_IGNORE = 255
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def describe(content: Mapping, where: str, folder: Path) -> Description:
         if background in classes:
             raise DatasetError(f"{where}: 'background' is '{background}', which is a class too; give it another name")
         classes = (background, *classes)
-    ignore = content.get("ignore", _IGNORE)
+    ignore = content.get("ignore", IGNORE)
     if not _is_int(ignore) or not -1 <= ignore < 1 << 16:
         raise DatasetError(f"{where}: 'ignore' is {ignore!r}; it must be the id of ignored pixels, -1..65535")
     label_map = read_label_map(content.get("label_map"), classes, where)
@@ -238,7 +238,7 @@ def _categories_by_name(paths: list[Path], classes: tuple[str, ...], background:
             f"{', '.join(list(categories.values())[:20])}; correct 'classes', or map category ids in 'label_map'"
         )
     ids = {name: train_id for train_id, name in enumerate(classes)}
-    return {category: ids.get(name, _IGNORE) for category, name in categories.items()}
+    return {category: ids.get(name, IGNORE) for category, name in categories.items()}
 
 
 def _background(content: Mapping, where: str) -> str:

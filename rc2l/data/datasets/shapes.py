@@ -16,9 +16,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from tqdm import tqdm
 
-from rc2l.data.datasets.shapes_painter import CLASSES, IGNORE_LABEL, class_color, paint_scene
+from rc2l.data.datasets.shapes_painter import CLASSES, class_color, paint_scene
 from rc2l.data.errors import DatasetError
 from rc2l.data.scratch import scratch_folder
+from rc2l.structures.label_map import IGNORE
 
 #: Changes whenever the same parameters give other images.
 VERSION = 1
@@ -119,7 +120,7 @@ def register_shapes() -> None:
         MetadataCatalog.get(name).set(
             stuff_classes=list(CLASSES),
             stuff_colors=[class_color(label) for label in range(len(CLASSES))],
-            ignore_label=IGNORE_LABEL,
+            ignore_label=IGNORE,
             evaluator_type="sem_seg",
         )
 
@@ -137,7 +138,7 @@ def _write_dataset(folder: Path, record: dict, progress: bool) -> None:
         path.mkdir(parents=True)
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(CLASSES)] = [class_color(label) for label in range(len(CLASSES))]
-    palette[IGNORE_LABEL] = _IGNORE_COLOR
+    palette[IGNORE] = _IGNORE_COLOR
 
     total = record["num_train"] + record["num_val"]
     with tqdm(total=total, desc="shapes", unit="image", disable=not progress) as bar:

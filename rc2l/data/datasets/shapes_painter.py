@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from rc2l.structures.label_map import IGNORE
+
 #: Class names by label id. Neighbours in this list (and its two ends, less background) look alike: circle and ellipse,
 #: square and rectangle, star and plus, ring and circle; their hues are neighbours too.
 CLASSES = ("background", "circle", "ellipse", "square", "rectangle", "triangle", "star", "plus", "ring")
-#: Label id of the border around objects.
-IGNORE_LABEL = 255
 
 _TEXTURES = ("plain", "stripes", "checker", "dots", "rings", "speckle", "ramp", "waves")
 _HUE_STD = 0.02  # hue circle = 1; classes are 1/8 apart
@@ -48,7 +48,7 @@ def paint_scene(rng: np.random.Generator, labels: Sequence[int], size: int) -> t
         size: height and width in pixels, at least 16.
 
     Returns:
-        RGB image ``(H, W, 3)`` uint8 and label map ``(H, W)`` uint8 with ``IGNORE_LABEL`` on a border of one pixel
+        RGB image ``(H, W, 3)`` uint8 and label map ``(H, W)`` uint8 with ``IGNORE`` on a border of one pixel
         around every object.
     """
     frames, coverage = _place_objects(rng, labels, size)
@@ -62,7 +62,7 @@ def paint_scene(rng: np.random.Generator, labels: Sequence[int], size: int) -> t
     # A dilation is a maximum, and owners are numbered back to front: it differs just outside of an object's front edge.
     border = cv2.dilate(owner, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))) != owner
     label_map = np.array([0, *labels], dtype=np.uint8)[owner]
-    label_map[border] = IGNORE_LABEL
+    label_map[border] = IGNORE
     return np.rint(image.clip(0, 1) * 255).astype(np.uint8), label_map
 
 

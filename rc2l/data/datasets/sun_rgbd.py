@@ -12,6 +12,7 @@ from rc2l.data.datasets.location import datasets_root, require, require_some
 from rc2l.data.datasets.voc import palette
 from rc2l.data.errors import DatasetError
 from rc2l.data.file_listing import find_files
+from rc2l.structures.label_map import IGNORE
 
 #: Names in order of the ids 1 to 37 of label files; 0 is unlabelled.
 CLASSES = (
@@ -89,7 +90,7 @@ def register_sun_rgbd() -> None:
             stuff_classes=list(CLASSES),
             # The palette's first colour, black, is for what is not labelled.
             stuff_colors=palette(len(CLASSES) + 1)[1:],
-            ignore_label=255,
+            ignore_label=IGNORE,
             label_map=LABEL_MAP,
             evaluator_type="sem_seg",
         )

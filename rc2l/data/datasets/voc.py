@@ -7,6 +7,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rc2l.data.datasets.location import datasets_root, require, require_some
+from rc2l.structures.label_map import IGNORE
 
 CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -74,6 +75,6 @@ def register_voc() -> None:
         MetadataCatalog.get(name).set(
             stuff_classes=list(CLASSES),
             stuff_colors=palette(len(CLASSES)),
-            ignore_label=255,
+            ignore_label=IGNORE,
             evaluator_type="sem_seg",
         )

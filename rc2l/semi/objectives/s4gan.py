@@ -47,7 +47,7 @@ declare(
 )
 
 
-class Adversarial(Objective):
+class S4Gan(Objective):
     """``loss_feature_matching`` and ``loss_self_training``, with the discriminator and its optimiser.
 
     The student's loss on unlabelled images is feature matching, and cross-entropy on its own predictions in those
@@ -130,4 +130,4 @@ class Adversarial(Objective):
 @METHOD_REGISTRY.register()
 def s4gan(cfg: CfgNode) -> Method:
     """S4GAN (Mittal et al. 2019), on unmixed images."""
-    return Method((supervised_objective(cfg), Adversarial), EmaTeacher)
+    return Method((supervised_objective(cfg), S4Gan), EmaTeacher)
