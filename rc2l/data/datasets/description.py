@@ -9,15 +9,16 @@ from pathlib import Path
 
 from rc2l.data.datasets.class_lists import check_classes, read_classes, read_color_map, read_colors, read_label_map
 from rc2l.data.datasets.coco import read_categories
+from rc2l.data.datasets.labelme import annotation_files, labelme_classes
 from rc2l.data.errors import DatasetError
 from rc2l.data.file_listing import existing_path
 from rc2l.structures.label_map import IGNORE
 
-_SOURCE_KEYS = ("images", "list", "labels", "coco")
+_SOURCE_KEYS = ("images", "list", "labels", "coco", "labelme")
 _SUBSETS = ("train", "val", "unlabeled")
 _KEYS = (
     *("name", "root", "classes", "colors", "label_map", "color_map", "ignore", "background", *_SOURCE_KEYS),
-    *("labelme", "image_suffix", "label_suffix", "label_cache", *_SUBSETS, "val_fraction"),
+    *("image_suffix", "label_suffix", "label_cache", *_SUBSETS, "val_fraction"),
 )
 
 
@@ -33,6 +34,8 @@ class Source:
     labels: Path | None = None
     #: COCO-style JSON file.
     coco: Path | None = None
+    #: Folder of images and of labelme's JSON files.
+    labelme: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Description:
     color_map: dict[tuple[int, int, int], int] | None
     #: COCO category -> train id; None without COCO files.
     category_map: dict[int, int] | None
-    #: Unannotated pixels of COCO files are class 0.
+    #: Pixels without annotation, of COCO's and labelme's files, are class 0.
     background: bool
     image_suffix: str
     label_suffix: str
@@ -102,7 +105,9 @@ def describe(content: Mapping, where: str, folder: Path) -> Description:
         content = _labelme_layout(content, where, root)
     sources = _sources(content, where, root)
     category_map, classes = None, ()
-    background = _background(content, where)
+    drawn = any(source.labelme for source in sources.values())
+    # In labelme, what nobody drew around is no object; in COCO files it may be what nobody looked at.
+    background = _background(content, where, default=drawn)
     coco_files = [source.coco for source in sources.values() if source.coco]
     labeled = bool(coco_files) or any(
         source.labels or source.list_file for key, source in sources.items() if key != "unlabeled"
@@ -112,13 +117,19 @@ def describe(content: Mapping, where: str, folder: Path) -> Description:
     elif coco_files:
         names = list(dict.fromkeys(read_categories(coco_files[0]).values()))
         classes = check_classes(names, where, f"'categories' of {coco_files[0]}")
+    elif drawn:
+        folder = next(source.labelme for source in sources.values() if source.labelme)
+        names = [name for name in labelme_classes(folder) if name != background]
+        classes = check_classes(names, where, f"the annotations in {folder}")
     elif labeled or "train" in sources or "val" in sources:
         raise DatasetError(f"{where}: 'classes' is missing; give the class names as a list, or a text file of them")
     if background:
-        if not coco_files:
+        if not coco_files and not drawn:
             raise DatasetError(
-                f"{where}: 'background' is for COCO files; elsewhere, background is a class of 'classes'"
+                f"{where}: 'background' is for COCO's and labelme's files; elsewhere, background is a class of 'classes'"
             )
+        if drawn and classes[0] == background:
+            classes = classes[1:]
         if background in classes:
             raise DatasetError(f"{where}: 'background' is '{background}', which is a class too; give it another name")
         classes = (background, *classes)
@@ -127,6 +138,11 @@ def describe(content: Mapping, where: str, folder: Path) -> Description:
         raise DatasetError(f"{where}: 'ignore' is {ignore!r}; it must be the id of ignored pixels, -1..65535")
     label_map = read_label_map(content.get("label_map"), classes, where)
     color_map = read_color_map(content.get("color_map"), classes, where)
+    if drawn and (label_map or color_map or "ignore" in content):
+        raise DatasetError(
+            f"{where}: labelme's files name their classes: remove label_map, color_map and ignore; a shape called "
+            "__ignore__, or one that is not in 'classes', is ignored"
+        )
     if color_map and (label_map or coco_files or "ignore" in content):
         other = "label_map" if label_map else "coco" if coco_files else "ignore"
         raise DatasetError(f"{where}: 'color_map' and '{other}' exclude each other; color_map says it all")
@@ -180,7 +196,7 @@ def _sources(content: Mapping, where: str, root: Path) -> dict[str, Source]:
     for subset, source in sources.items():
         if not (source.images or source.list_file or source.coco):
             raise DatasetError(f"{where}: '{subset}' has no images; give it 'images', 'list' or 'coco'")
-        if subset != "unlabeled" and not (source.labels or source.coco or source.list_file):
+        if subset != "unlabeled" and not (source.labels or source.coco or source.labelme or source.list_file):
             raise DatasetError(
                 f"{where}: '{subset}' has no labels; give 'labels' (a folder) or 'coco', or name these images in "
                 "'unlabeled'"
@@ -197,30 +213,33 @@ def _read_source(content: object, where: str, root: Path) -> Source:
             f"{', '.join(_SOURCE_KEYS)}"
         )
     paths = {key: _path(content, key, where, root) for key in content}
-    images, list_file = paths.get("images"), paths.get("list")
+    # labelme's files lie beside their images.
+    images, list_file = paths.get("images", paths.get("labelme")), paths.get("list")
     if images and images.suffix == ".txt":
         if list_file:
             raise DatasetError(f"{where}: 'images' {images} and 'list' {list_file} are both lists; give one")
         images, list_file = None, images
-    return Source(images, list_file, paths.get("labels"), paths.get("coco"))
+    return Source(images, list_file, paths.get("labels"), paths.get("coco"), paths.get("labelme"))
 
 
 def _labelme_layout(content: dict, where: str, root: Path) -> dict:
-    """The same description with the folders of labelme's VOC export spelled out."""
+    """The same description with the folders of labelme, or of its VOC export, spelled out."""
     folder = _path(content, "labelme", where, root)
     twice = [key for key in ("images", "labels", "coco") if key in content]
     if twice:
         raise DatasetError(f"{where}: 'labelme' and '{twice[0]}' exclude each other; remove one")
     if not (folder / "JPEGImages").is_dir():
-        raise DatasetError(
-            f"{where}: 'labelme' is {folder}, which has no folder JPEGImages; it must be the output folder of "
-            "labelme2voc.py, with JPEGImages, SegmentationClass and class_names.txt"
-        )
+        if not folder.is_dir() or not annotation_files(folder):
+            raise DatasetError(
+                f"{where}: 'labelme' is {folder}, which holds neither labelme's JSON files nor the folder JPEGImages of "
+                "their VOC export (labelme2voc.py); correct the path"
+            )
+        return {**content, "images": str(folder), "labelme": str(folder)}
     # Older exports keep arrays in SegmentationClass and the label images beside it.
     images = folder / "SegmentationClassPNG"
     labels = images if images.is_dir() else folder / "SegmentationClass"
     layout = {"images": str(folder / "JPEGImages"), "labels": str(labels), "classes": str(folder / "class_names.txt")}
-    return {**layout, **content}
+    return {**layout, **{key: value for key, value in content.items() if key != "labelme"}}
 
 
 def _categories_by_name(paths: list[Path], classes: tuple[str, ...], background: str, where: str) -> dict[int, int]:
@@ -241,8 +260,8 @@ def _categories_by_name(paths: list[Path], classes: tuple[str, ...], background:
     return {category: ids.get(name, IGNORE) for category, name in categories.items()}
 
 
-def _background(content: Mapping, where: str) -> str:
-    background = content.get("background", False)
+def _background(content: Mapping, where: str, default: bool) -> str:
+    background = content.get("background", default)
     if background is False:
         return ""
     if background is True:

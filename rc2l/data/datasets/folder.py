@@ -10,6 +10,7 @@ from detectron2.utils.logger import log_first_n
 from rc2l.data.datasets.coco import load_coco
 from rc2l.data.datasets.description import Description, Source
 from rc2l.data.datasets.image_ids import image_ids, validation_ids
+from rc2l.data.datasets.labelme import load_labelme
 from rc2l.data.errors import DatasetError
 from rc2l.data.file_listing import existing_path, find_by_pattern, find_files, is_system_name, normalize_name
 
@@ -108,7 +109,10 @@ def _pairs(description: Description, source: Source, name: str) -> list[Pair]:
     if not source.images:
         return _select(description, source, None, description.root, name)
     base, images = _find_images(description, source, name)
-    if source.labels:
+    if source.labelme:
+        background = description.classes[0] if description.background else ""
+        pairs = load_labelme(source.labelme, images, description.classes, background, description.label_cache)
+    elif source.labels:
         pairs = _attach_labels(description, source, base, images, name)
     else:
         pairs = [(image, None) for image in images]
