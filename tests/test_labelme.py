@@ -123,7 +123,7 @@ def test_other_files_and_keys_that_do_not_belong(tmp_path):
         labels_of(tmp_path, ignore=0)
     (tmp_path / "a.jpg").unlink()
     Image.new("RGB", (30, 20)).save(tmp_path / "z.jpg")
-    with pytest.raises(DatasetError, match="a.json: there is no image for this annotation"):
+    with pytest.raises(DatasetError, match=r"a.json: there is no image for this annotation"):
         labels_of(tmp_path)
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(DatasetError, match=r"a.json: cannot read this annotation"):

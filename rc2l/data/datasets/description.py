@@ -126,7 +126,7 @@ def describe(content: Mapping, where: str, folder: Path) -> Description:
     if background:
         if not coco_files and not drawn:
             raise DatasetError(
-                f"{where}: 'background' is for COCO's and labelme's files; elsewhere, background is a class of 'classes'"
+                f"{where}: 'background' is for COCO and labelme files; elsewhere, background is a class of 'classes'"
             )
         if drawn and classes[0] == background:
             classes = classes[1:]
@@ -231,8 +231,8 @@ def _labelme_layout(content: dict, where: str, root: Path) -> dict:
     if not (folder / "JPEGImages").is_dir():
         if not folder.is_dir() or not annotation_files(folder):
             raise DatasetError(
-                f"{where}: 'labelme' is {folder}, which holds neither labelme's JSON files nor the folder JPEGImages of "
-                "their VOC export (labelme2voc.py); correct the path"
+                f"{where}: 'labelme' is {folder}, which has neither labelme's JSON files nor the folder JPEGImages of "
+                "labelme2voc.py's output; correct the path"
             )
         return {**content, "images": str(folder), "labelme": str(folder)}
     # Older exports keep arrays in SegmentationClass and the label images beside it.

@@ -166,9 +166,7 @@ def _check_shape(shape: object, what: str) -> None:
             for point in points
         )
     ):
-        raise DatasetError(
-            f"{what} ({kind}) must have {_LEAST_POINTS[kind]} or more points [x, y]; correct it in labelme"
-        )
+        raise DatasetError(f"{what} ({kind}) must have {_LEAST_POINTS[kind]} or more points [x, y]; correct it")
     if kind == "mask" and not isinstance(shape.get("mask"), str):
         raise DatasetError(f"{what} is a mask without the text 'mask'; save it again in labelme")
 
