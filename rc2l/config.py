@@ -196,6 +196,9 @@ def add_semi_config(cfg: CfgNode) -> None:
     # region without a pixel left there is none), or "crop", the full resolution (slower; finer where objects are a few
     # pixels wide). RFC is always at the stride of the features.
     cfg.SEMI.LOSS_RESOLUTION = "mask"
+    # Losses of regions (rc2l, consistency) are weighted by the teacher's mean confidence in the region to this power, 0
+    # or more; 0: all regions weigh the same, as in the paper.
+    cfg.SEMI.REGION_CONFIDENCE_POWER = 0.0
     cfg.SEMI.TEACHER = CfgNode()
     # tau of RC2L eq. 4, in [0, 1): decay of the moving average; the first steps use min(1 - 1/(step+1), tau).
     cfg.SEMI.TEACHER.DECAY = 0.999
@@ -248,6 +251,7 @@ declare(
         "BURN_IN": integer(at_least=0, at_most=MOST_STEPS),
         "DEEP_SUPERVISION": flag(),
         "LOSS_RESOLUTION": one_of("mask", "crop"),
+        "REGION_CONFIDENCE_POWER": number(at_least=0),
         "TEACHER.DECAY": number(at_least=0, below=1),
         "TEACHER.AVERAGE_BUFFERS": flag(),
         "PSEUDO_LABEL.MIN_CONFIDENCE": _share,
@@ -382,6 +386,10 @@ def add_run_config(cfg: CfgNode) -> None:
     cfg.VIS_PERIOD = -1
     # Evaluate on the first so many images of each test set; 0: all of them.
     cfg.TEST.MAX_IMAGES = 0
+    # At each evaluation, compare the pseudo labels of so many unlabeled images with their labels, where the dataset has
+    # these (as those of a benchmark, which the split hides): the metrics pseudo/mIoU and so on. At most
+    # TEST.MAX_IMAGES, where that is set; 0: do not.
+    cfg.TEST.PSEUDO_LABEL_IMAGES = 16
 
 
 declare(
@@ -394,6 +402,7 @@ declare(
         "SEMI.COLLAPSE.PATIENCE": integer(at_least=0, at_most=MOST_STEPS),
         "VIS_PERIOD": integer(at_least=-1, at_most=MOST_STEPS),
         "TEST.MAX_IMAGES": integer(at_least=0, at_most=MOST_THINGS),
+        "TEST.PSEUDO_LABEL_IMAGES": integer(at_least=0, at_most=MOST_THINGS),
     },
 )
 

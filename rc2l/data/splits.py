@@ -100,6 +100,26 @@ def build_split(cfg: CfgNode, needs: Needs = BOTH_STREAMS) -> Split:
     return Split(labeled, unlabeled, _describe(cfg), seed, digest)
 
 
+def hidden_labels(cfg: CfgNode, split: Split, most: int) -> list[dict]:
+    """Of the unlabelled images whose labels are there but hidden by the split, the first ``most`` in hash order.
+
+    For measurements only: these dataset dicts have their ``sem_seg_file_name`` back.
+
+    Raises:
+        DatasetError: as :func:`~rc2l.data.datasets.load_records`.
+    """
+    if most <= 0:
+        return []
+    with_label = {
+        _identity(record): record
+        for name in cfg.DATASETS.TRAIN
+        for record in load_records(name)
+        if "sem_seg_file_name" in record
+    }
+    known = (with_label.get(_identity(record)) for record in split.unlabeled)
+    return [record for record in known if record is not None][:most]
+
+
 def log_split(split: Split) -> None:
     """Write counts, source, seed and hash of a split to the log, in one line."""
     seed = "" if split.seed is None else f"seed {split.seed}, "

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rc2l.collectives import average_over_processes, broadcast_buffers, from_next_process, gather_over_processes
 from rc2l.data.loader import build_test_loader, build_train_loader
-from rc2l.data.splits import Split
+from rc2l.data.splits import Split, hidden_labels
 from rc2l.engine.checkpoint import RunCheckpointer
 from rc2l.engine.divergence import CollapseWatch, FiniteGuard, not_finite, write_dump
 from rc2l.engine.evaluation_hook import EvaluationHook
@@ -29,6 +30,7 @@ from rc2l.engine.pictures import PictureHook, TrainingPictures
 from rc2l.engine.resume import RunRecord, keep_schedule
 from rc2l.engine.signals import Agreement, StopHook, StopRequest
 from rc2l.evaluation import evaluate_networks
+from rc2l.evaluation.pseudo_labels import measure_pseudo_labels, summary
 from rc2l.modeling.feature_dropout import FeatureDropout
 from rc2l.modeling.segmentor import Segmentor
 from rc2l.modeling.training_network import TrainingNetwork
@@ -221,7 +223,26 @@ class SemiSupervisedTrainer(TrainerBase):
             for name, learner in self.learners.items():
                 for picture_name, picture in learner.pictures(self.iter).items():
                     self.storage.put_image(_name_of(name, picture_name), picture)
-        return self.results
+        return self.results | self._pseudo_label_scores()
+
+    def _pseudo_label_scores(self) -> dict[str, float]:
+        """How good the pseudo labels of a fixed sample of the unlabelled images are, where their labels are known."""
+        if not self.method.needs.unlabeled:
+            return {}
+        scores, records = {}, self._hidden_labels[self.rank :: self.world_size]
+        for name, learner in self.learners.items():
+            labeler = self.labeler.labels_for(name)
+            each = measure_pseudo_labels(self.cfg, self.class_names, labeler, learner.network, records)
+            if each:
+                logger.info(f"{_name_of(name, 'pseudo labels')} of {len(self._hidden_labels)} images: {summary(each)}")
+            scores |= {_name_of(name, key): value for key, value in each.items()}
+        return scores
+
+    @cached_property
+    def _hidden_labels(self) -> list[dict]:
+        test = self.cfg.TEST
+        most = min(test.PSEUDO_LABEL_IMAGES, test.MAX_IMAGES or test.PSEUDO_LABEL_IMAGES)
+        return hidden_labels(self.cfg, self.split, most)
 
     def run_step(self) -> None:
         start = time.perf_counter()

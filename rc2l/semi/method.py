@@ -43,7 +43,7 @@ def method_of(cfg: CfgNode) -> Method:
     joining = [each for _, each in OBJECTIVE_REGISTRY if each.enabled(cfg) and each not in method.objectives]
     objectives = (*method.objectives, *joining)
     needs = reduce(Needs.__or__, (each.needs(cfg) for each in objectives))
-    _check(cfg, needs)
+    _check(cfg, needs, [each.name for each in joining if each.needs(cfg).masks])
     return Method(objectives, method.labeler, needs)
 
 
@@ -66,8 +66,13 @@ def kind_of_network(cfg: CfgNode) -> str:
     return kind
 
 
-def _check(cfg: CfgNode, needs: Needs) -> None:
+def _check(cfg: CfgNode, needs: Needs, joining_with_masks: list[str]) -> None:
     name, mixing = cfg.SEMI.METHOD, cfg.SEMI.MIXING.NAME
+    if joining_with_masks and kind_of_network(cfg) != "masks":
+        raise ValueError(
+            f"{joining_with_masks[0].upper()}.ENABLED is True, but it matches masks, which "
+            f"{cfg.MODEL.META_ARCHITECTURE} has none of: set it to False, or MODEL.META_ARCHITECTURE to MaskFormer"
+        )
     if needs.masks and kind_of_network(cfg) != "masks":
         raise ValueError(
             f"SEMI.METHOD '{name}' matches masks, which {cfg.MODEL.META_ARCHITECTURE} has none of: set "

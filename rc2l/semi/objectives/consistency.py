@@ -15,7 +15,9 @@ from rc2l.semi.objectives.pixels import supervised_objective
 from rc2l.semi.region_matching import MatchedRegions, ViewMatches
 from rc2l.semi.step import Step
 from rc2l.semi.teacher import EmaTeacher
+from rc2l.structures.label_map import with_ignored_as
 from rc2l.structures.needs import Needs
+from rc2l.structures.views import View
 
 
 @config_node
@@ -33,12 +35,15 @@ declare("CONSISTENCY", {"FOCAL_WEIGHT": number(at_least=0), "DICE_WEIGHT": numbe
 class RegionObjective(Objective):
     """A loss of the matched regions of every strong view, averaged over regions, images, layers and views.
 
-    The paper sums over the regions of an image, which would let crowded images weigh more.
+    The paper sums over the regions of an image, which would let crowded images weigh more. With
+    SEMI.REGION_CONFIDENCE_POWER above 0, a region weighs its teacher's confidence to that power; the divisor stays the
+    number of regions, so that unsure pseudo labels make a small loss.
     """
 
     def __init__(self, cfg: CfgNode, network: Segmentor, class_names: Sequence[str]) -> None:
         super().__init__(cfg, network, class_names)
         self.weight = cfg.SEMI.UNSUPERVISED_WEIGHT
+        self.confidence_power = cfg.SEMI.REGION_CONFIDENCE_POWER
         self._metrics: dict[str, Tensor] = {}
 
     @classmethod
@@ -53,19 +58,23 @@ class RegionObjective(Objective):
         images = sum(len(view.matches.counts) for view in views)
         regions = sum(view.matches.num_regions for view in views)
         self._metrics["pseudo/regions_per_image"] = step.labeled.pixel_features.new_tensor(regions / images)
-        for view, output in zip(views, step.strong, strict=True):
-            for name, value in self._of_view(view, output.pixel_features, step).items():
+        for view, output, seen in zip(views, step.strong, step.views, strict=True):
+            confidence = region_confidence(seen, self.num_classes) if self.confidence_power else None
+            for name, value in self._of_view(view, output.pixel_features, confidence, step).items():
                 losses[name] = losses[name] + value if name in losses else value
         return losses if len(views) == 1 else {name: value / len(views) for name, value in losses.items()}
 
-    def _of_view(self, view: ViewMatches, pixel_features: Tensor, step: Step) -> dict[str, Tensor]:
+    def _of_view(
+        self, view: ViewMatches, pixel_features: Tensor, confidence: Tensor | None, step: Step
+    ) -> dict[str, Tensor]:
         count = step.average(pixel_features.new_tensor(float(view.matches.num_regions)))
         count = torch.where(count > 0, count, 1)
         scale = self.weight / (len(view.layers) * count)
         losses: dict[str, Tensor] = {}
         for matched in view.matched_regions():
+            weights = 1 if confidence is None else confidence.gather(1, matched.labels) ** self.confidence_power
             for name, value in self.region_losses(matched, pixel_features).items():
-                losses[name] = losses.get(name, 0) + scale * value.sum()
+                losses[name] = losses.get(name, 0) + scale * (weights * value).sum()
         return losses
 
     def region_losses(self, matched: MatchedRegions, pixel_features: Tensor) -> dict[str, Tensor]:
@@ -79,6 +88,17 @@ class RegionObjective(Objective):
 
     def metrics(self) -> dict[str, Tensor]:
         return self._metrics
+
+
+def region_confidence(view: View, num_classes: int) -> Tensor:
+    """(B, K) in [0, 1]: mean confidence of the pixels of each class in the pseudo labels of a view; 0 where none is."""
+    slots = with_ignored_as(view.targets, num_classes).flatten(1)
+    sums = view.confidence.new_zeros(2, len(slots), num_classes + 1)
+    for total, values in zip(
+        sums, (view.confidence.flatten(1), torch.ones_like(view.confidence).flatten(1)), strict=True
+    ):
+        total.scatter_add_(1, slots, values)
+    return (sums[0] / sums[1].clamp(min=1))[:, :num_classes]
 
 
 class MaskConsistency(RegionObjective):

@@ -9,6 +9,7 @@ from rc2l.losses import rc2l as region
 from rc2l.modeling.segmentor import Segmentor
 from rc2l.ranges import config_node, declare, flag, number, one_of
 from rc2l.semi.method import METHOD_REGISTRY, Method
+from rc2l.semi.objective import OBJECTIVE_REGISTRY
 from rc2l.semi.objectives.consistency import RegionObjective, consistency_loss
 from rc2l.semi.objectives.pixels import supervised_objective
 from rc2l.semi.region_matching import MatchedRegions
@@ -19,6 +20,9 @@ from rc2l.semi.teacher import EmaTeacher
 def add_rc2l_losses_config(cfg: CfgNode) -> None:
     """Add the keys of region contrast and consistency."""
     cfg.RC2L = CfgNode()
+    # Add these losses to any other method on a network that predicts masks, such as self_training or unimatch: on its
+    # strong views and pseudo labels. SEMI.METHOD rc2l has them anyway.
+    cfg.RC2L.ENABLED = False
     # beta_1 (RCC, eq. 9), beta_2 (SMC, eq. 10: on its focal part, its dice part has a key of its own), beta_3 (RMC,
     # eq. 5) and beta_4 (RFC, eq. 8) of RC2L eq. 2; 0 leaves a term out, which gives the rows of table 3.
     cfg.RC2L.RCC_WEIGHT = 1.0
@@ -45,6 +49,7 @@ def add_rc2l_losses_config(cfg: CfgNode) -> None:
 declare(
     "RC2L",
     {
+        "ENABLED": flag(),
         "RCC_WEIGHT": number(at_least=0),
         "SMC_FOCAL_WEIGHT": number(at_least=0),
         "SMC_DICE_WEIGHT": number(at_least=0),
@@ -60,6 +65,7 @@ declare(
 )
 
 
+@OBJECTIVE_REGISTRY.register()
 class RegionContrastAndConsistency(RegionObjective):
     """``loss_rcc`` (eq. 9), ``loss_smc`` (eq. 10), ``loss_rmc`` (eq. 5), ``loss_rfc`` (eq. 8); a weight of 0: not."""
 
@@ -69,6 +75,10 @@ class RegionContrastAndConsistency(RegionObjective):
         super().__init__(cfg, network, class_names)
         self.options = cfg.RC2L
         self.consistency = cfg.CONSISTENCY
+
+    @classmethod
+    def enabled(cls, cfg: CfgNode) -> bool:
+        return cfg.RC2L.ENABLED
 
     def region_losses(self, matched: MatchedRegions, pixel_features: Tensor) -> dict[str, Tensor]:
         options, losses = self.options, {}
