@@ -88,7 +88,7 @@ def test_every_method_trains_evaluates_and_saves(row, tmp_path):
     supervised = {f"loss_{kind}{suffix}" for kind in ("ce", "mask", "dice") for suffix in ("", "_0")}
     assert {name for name in last if name.startswith("loss_")} == supervised | unsupervised
     assert last["total_loss"] == pytest.approx(sum(last[name] for name in supervised | unsupervised), rel=1e-4)
-    assert ("pseudo/kept_share" in last) == bool(unsupervised)
+    assert ("pseudo/kept_share" in last) == ("pseudo/mIoU" in last) == bool(unsupervised)
     checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert checkpoint.keys() >= {"model", "teacher", "optimizer", "scheduler", "scaler", "trainer"}
     assert checkpoint["trainer"]["iteration"] == 3
