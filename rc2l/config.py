@@ -408,6 +408,48 @@ declare(
 
 
 @config_node
+def add_inference_config(cfg: CfgNode) -> None:
+    """Add the keys of how networks are run on whole images: in evaluations, by predict and by the Predictor."""
+    # detectron2's TEST.AUG, with its keys: where ENABLED, scores are averaged over short edges MIN_SIZES (0: the image's
+    # own size), long ones at most MAX_SIZE, each also mirrored where FLIP; INPUT.MIN_SIZE_TEST is not used then.
+    cfg.TEST.WINDOW = CfgNode()
+    # [height, width] of a sliding window, in pixels of the image that the network sees, after its resizing; []: whole
+    # images. That of training, INPUT.CROP.SIZE, is a good one.
+    cfg.TEST.WINDOW.SIZE = []
+    # From window to window: a share of SIZE in (0, 1], or pixels above 1.
+    cfg.TEST.WINDOW.STRIDE = 0.75
+    # linear: a window's weight falls towards its border, over what it shares with its neighbours; no seams. uniform:
+    # all pixels of all windows weigh the same, as in most papers.
+    cfg.TEST.WINDOW.BLENDING = "linear"
+    # Windows that the network sees at once.
+    cfg.TEST.WINDOW.BATCH_SIZE = 4
+    # Half precision by autocast, of the type SOLVER.AMP.DTYPE; scores are float32 all the same. Evaluations of
+    # published results are without, whatever the training was.
+    cfg.TEST.AMP = False
+    # Where scores are computed: image (masks or logits are raised to the size of the image first) or mask (at the
+    # network's own resolution, mostly stride 4; the scores are raised, as those of pseudo labels are): faster, and about
+    # a thousandth of the labels differ.
+    cfg.TEST.SCORE_RESOLUTION = "image"
+    # Half the width of the bands of Boundary IoU, as a share of the image's diagonal, in [0, 0.5]; 0: it is not measured.
+    # 0.02 in its paper (Cheng et al. 2021).
+    cfg.TEST.BOUNDARY_WIDTH = 0.02
+
+
+declare(
+    "TEST",
+    {
+        "WINDOW.SIZE": either(exactly(_edge, _edge), several(_edge, at_most=0)),
+        "WINDOW.STRIDE": number(above=0, at_most=65500),
+        "WINDOW.BLENDING": one_of("linear", "uniform"),
+        "WINDOW.BATCH_SIZE": integer(at_least=1, at_most=65536),
+        "AMP": flag(),
+        "SCORE_RESOLUTION": one_of("image", "mask"),
+        "BOUNDARY_WIDTH": number(at_least=0, at_most=0.5),
+    },
+)
+
+
+@config_node
 def add_timm_config(cfg: CfgNode) -> None:
     """Add the keys of build_timm_backbone, and of learning rates within a backbone."""
     cfg.MODEL.TIMM = CfgNode()

@@ -47,7 +47,10 @@ declare(
         "DATASETS.TRAIN": _NAMES,
         "DATASETS.TEST": _NAMES,
         "TEST.EVAL_PERIOD": integer(at_least=0, at_most=MOST_STEPS),
-        "TEST.AUG.ENABLED": only(False, "detectron2's test-time augmentation does not run here"),
+        "TEST.AUG.ENABLED": flag(),
+        "TEST.AUG.MIN_SIZES": several(_short_edge, at_least=1, at_most=64),
+        "TEST.AUG.MAX_SIZE": integer(at_least=1, at_most=1_000_000),
+        "TEST.AUG.FLIP": flag(),
         "TEST.PRECISE_BN.ENABLED": only(False, "statistics of batch norm are not measured anew here"),
     },
 )

@@ -1,7 +1,7 @@
 """One dataset dict -> tensors: a labelled image, two views of an unlabelled one, or a test image."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,6 +15,7 @@ from rc2l.data.partial_labels import read_record_label
 from rc2l.data.reading import read_image
 from rc2l.data.transforms import (
     build_padding,
+    build_scales,
     build_strong_augmentations,
     build_test_resize,
     build_weak_augmentations,
@@ -155,6 +156,7 @@ class EvaluationMapper:
 
     * ``image`` (3, h, w) uint8, of ``INPUT.BASE_SIZE``, or else the short edge ``INPUT.MIN_SIZE_TEST`` (0: as it is)
       and the long one at most ``INPUT.MAX_SIZE_TEST``;
+    * ``scales``: with ``TEST.AUG``, a list of such images, of its sizes;
     * ``height``, ``width``: the original, upright size;
     * ``sem_seg`` (height, width) uint8 with 255 = ignore, where the image has a label.
 
@@ -163,13 +165,14 @@ class EvaluationMapper:
     """
 
     @configurable
-    def __init__(self, *, resize: T.Augmentation, image_format: str):
+    def __init__(self, *, resize: T.Augmentation, image_format: str, scales: Sequence[T.Augmentation] = ()):
         self.resize = resize
         self.image_format = image_format
+        self.scales = scales
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        return {"resize": build_test_resize(cfg), "image_format": cfg.INPUT.FORMAT}
+        return {"resize": build_test_resize(cfg), "image_format": cfg.INPUT.FORMAT, "scales": build_scales(cfg)}
 
     def __call__(self, record: dict) -> dict:
         sample = dict(record)
@@ -178,6 +181,12 @@ class EvaluationMapper:
             sample["sem_seg"] = torch.from_numpy(np.array(label))
         else:
             image = read_image(record["file_name"], self.image_format)
-        sample["height"], sample["width"] = image.shape[:2]
+        return sample | self.of_image(image)
+
+    def of_image(self, image: np.ndarray) -> dict:
+        """All but the label, of an image (H, W, 3) uint8 in ``INPUT.FORMAT`` order."""
+        sample = {"height": image.shape[0], "width": image.shape[1]}
         sample["image"] = _image_tensor(self.resize.get_transform(image).apply_image(image))
+        if self.scales:
+            sample["scales"] = [_image_tensor(each.get_transform(image).apply_image(image)) for each in self.scales]
         return sample

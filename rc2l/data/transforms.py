@@ -249,6 +249,33 @@ def build_test_resize(cfg: CfgNode) -> T.Augmentation:
     return ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
+class ResizeLike(T.Augmentation):
+    """Resize to ``base_size`` (height, width) times what makes its short edge ``short_edge``, the long one at most
+    ``max_size``; for images that training shows with another aspect ratio than their own."""
+
+    def __init__(self, base_size: tuple[int, ...], short_edge: int, max_size: int):
+        super().__init__()
+        scale = min(short_edge / min(base_size), max_size / max(base_size)) if short_edge else 1.0
+        self.new_size = tuple(max(round(edge * scale), 1) for edge in base_size)
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        return T.ResizeTransform(*image.shape[:2], *self.new_size)
+
+
+def build_scales(cfg: CfgNode) -> list[T.Augmentation]:
+    """The resizes of ``TEST.AUG``, one for each of its sizes; none where it is not enabled.
+
+    Raises:
+        ValueError: ``INPUT.BASE_SIZE`` is no size.
+    """
+    if not cfg.TEST.AUG.ENABLED:
+        return []
+    base_size, longest = _base_size(cfg), cfg.TEST.AUG.MAX_SIZE
+    if base_size:
+        return [ResizeLike(base_size, size, longest) for size in cfg.TEST.AUG.MIN_SIZES]
+    return [ResizeShortestEdge(size, longest) for size in cfg.TEST.AUG.MIN_SIZES]
+
+
 def build_padding(cfg: CfgNode) -> T.Augmentation:
     """Pad to the crop size, rounded up to a multiple of ``INPUT.SIZE_DIVISIBILITY``; the last transform of a view."""
     divisor = max(cfg.INPUT.SIZE_DIVISIBILITY, 1)

@@ -6,6 +6,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from rc2l.modeling.precision import autocast_dtype
+
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.GroupNorm,
@@ -121,11 +123,4 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     Raises:
         ValueError: unknown SOLVER.AMP.DTYPE.
     """
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    on_cuda = cfg.MODEL.DEVICE.startswith("cuda")
-    choices = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    choices["auto"] = torch.bfloat16 if not on_cuda or torch.cuda.is_bf16_supported() else torch.float16
-    if cfg.SOLVER.AMP.DTYPE not in choices:
-        raise ValueError(f"unknown SOLVER.AMP.DTYPE '{cfg.SOLVER.AMP.DTYPE}': it must be one of {', '.join(choices)}")
-    return choices[cfg.SOLVER.AMP.DTYPE]
+    return autocast_dtype(cfg.MODEL.DEVICE, cfg.SOLVER.AMP.DTYPE) if cfg.SOLVER.AMP.ENABLED else None
