@@ -410,8 +410,8 @@ declare(
 @config_node
 def add_inference_config(cfg: CfgNode) -> None:
     """Add the keys of how networks are run on whole images: in evaluations, by predict and by the Predictor."""
-    # detectron2's TEST.AUG, with its keys: where ENABLED, scores are averaged over short edges MIN_SIZES (0: the image's
-    # own size), long ones at most MAX_SIZE, each also mirrored where FLIP; INPUT.MIN_SIZE_TEST is not used then.
+    # Beside detectron2's TEST.AUG: where ENABLED, scores are averaged over images of the short edges MIN_SIZES (0:
+    # their own), long ones at most MAX_SIZE, each also mirrored where FLIP; INPUT.MIN_SIZE_TEST is not used then.
     cfg.TEST.WINDOW = CfgNode()
     # [height, width] of a sliding window, in pixels of the image that the network sees, after its resizing; []: whole
     # images. That of training, INPUT.CROP.SIZE, is a good one.
@@ -426,12 +426,8 @@ def add_inference_config(cfg: CfgNode) -> None:
     # Half precision by autocast, of the type SOLVER.AMP.DTYPE; scores are float32 all the same. Evaluations of
     # published results are without, whatever the training was.
     cfg.TEST.AMP = False
-    # Where scores are computed: image (masks or logits are raised to the size of the image first) or mask (at the
-    # network's own resolution, mostly stride 4; the scores are raised, as those of pseudo labels are): faster, and about
-    # a thousandth of the labels differ.
-    cfg.TEST.SCORE_RESOLUTION = "image"
-    # Half the width of the bands of Boundary IoU, as a share of the image's diagonal, in [0, 0.5]; 0: it is not measured.
-    # 0.02 in its paper (Cheng et al. 2021).
+    # Width of the bands of Boundary IoU, as a share of the image's diagonal in [0, 0.5]; 0: it is not measured. 0.02 in
+    # its paper (Cheng et al. 2021).
     cfg.TEST.BOUNDARY_WIDTH = 0.02
 
 
@@ -443,7 +439,6 @@ declare(
         "WINDOW.BLENDING": one_of("linear", "uniform"),
         "WINDOW.BATCH_SIZE": integer(at_least=1, at_most=65536),
         "AMP": flag(),
-        "SCORE_RESOLUTION": one_of("image", "mask"),
         "BOUNDARY_WIDTH": number(at_least=0, at_most=0.5),
     },
 )

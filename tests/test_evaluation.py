@@ -8,6 +8,8 @@ import json
 import logging
 import math
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -15,6 +17,7 @@ from torch import nn
 
 from rc2l.config import get_rc2l_cfg
 from rc2l.evaluation import SemSegEvaluator, confusion_matrix, evaluate_networks, scores_from_confusion
+from rc2l.evaluation.boundary import boundary_counts
 
 NAMES = ["ground", "tree", "car", "boat"]
 DATASETS = ["evaluation_test_a", "evaluation_test_b"]
@@ -94,6 +97,10 @@ def test_scores_by_hand():
     assert scores["IoU"]["car"] == 0
     assert math.isnan(scores["IoU"]["boat"])
     assert scores["mIoU"] == pytest.approx((60 + 40 + 0) / 3)
+    assert scores["Dice"]["ground"] == pytest.approx(100 * 12 / 16)
+    assert scores["Dice"]["car"] == 0 and math.isnan(scores["Dice"]["boat"])
+    assert scores["mDice"] == pytest.approx((75 + 100 * 4 / 7 + 0) / 3)
+    assert "boundary_mIoU" not in scores
     assert scores["accuracy"]["ground"] == pytest.approx(75)
     assert math.isnan(scores["accuracy"]["car"])
     assert scores["mean_accuracy"] == pytest.approx((75 + 50) / 2)
@@ -101,6 +108,44 @@ def test_scores_by_hand():
     assert scores["fwIoU"] == pytest.approx((8 * 60 + 4 * 40) / 12)
     assert scores["pixels"] == {"ground": 8, "tree": 4, "car": 0, "boat": 0}
     assert all(isinstance(count, int) for count in scores["pixels"].values())
+
+
+def boundary_by_erosion(label: np.ndarray, d: int, k: int) -> np.ndarray:
+    """The mask of one class less its erosion by a square, the outside being no mask: Boundary IoU as its authors do."""
+    mask = cv2.copyMakeBorder((label == k).astype(np.uint8), d, d, d, d, cv2.BORDER_CONSTANT, value=0)
+    return ((mask == 1) & (cv2.erode(mask, np.ones((2 * d + 1, 2 * d + 1), np.uint8)) == 0))[d:-d, d:-d]
+
+
+def test_boundary_counts_agree_with_the_erosion_of_each_class():
+    generator = torch.Generator().manual_seed(0)
+    for (H, W), width, d in (((30, 40), 0.02, 1), ((61, 47), 0.05, 4), ((5, 9), 0.5, 5)):
+        coarse = torch.randint(0, 3, (2, H // 4 + 1, W // 4 + 1), generator=generator)
+        pred, target = coarse.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :H, :W]
+        target = target.to(torch.uint8)
+        target[:3, : W // 2] = 255
+        counts = boundary_counts(pred, target, 4, width)
+        expected = torch.zeros(3, 4, dtype=torch.int64)
+        ignored = (target == 255).numpy()
+        for k in range(4):
+            truth = boundary_by_erosion(target.numpy(), d, k)
+            guess = boundary_by_erosion(np.where(ignored, 255, pred.numpy()), d, k)
+            expected[:, k] = torch.tensor([each.sum() for each in (truth & guess, truth, guess)])
+        assert torch.equal(counts, expected) and counts.any()
+
+
+def test_boundary_iou_by_hand():
+    """A square of 6 pixels in an image of 12 moves by one column; d is 1."""
+    target = torch.zeros(12, 12, dtype=torch.uint8)
+    pred = torch.zeros(12, 12, dtype=torch.int64)
+    target[3:9, 3:9] = pred[3:9, 4:10] = 1
+    counts = boundary_counts(pred, target, 2, 0.02)
+    # The outlines have 6² - 4² = 20 pixels each and share 5 columns of top and bottom row.
+    assert counts[:, 1].tolist() == [10, 20, 20]
+    scores = scores_from_confusion(confusion_matrix(pred, target, 2), ["ground", "square"], counts)
+    assert scores["boundary_IoU"]["square"] == pytest.approx(100 * 10 / 30)
+    assert scores["boundary_mIoU"] < scores["mIoU"]
+    perfect = boundary_counts(target.long(), target, 2, 0.02)
+    assert torch.equal(perfect[0], perfect[1]) and torch.equal(perfect[0], perfect[2])
 
 
 def test_scores_refuse_a_wrong_number_of_names():
@@ -178,7 +223,7 @@ def test_networks_are_evaluated_by_name(datasets, tmp_path, caplog):
     assert "single scale, original size" in reports[0]
     assert "mIoU 100.00" in reports[0]
     boat = next(line for line in reports[0].splitlines() if "boat" in line)
-    assert boat.replace(" ", "") == "|3|boat|n/a|n/a|0|"
+    assert boat.replace(" ", "") == "|3|boat|n/a|n/a|n/a|n/a|0|"
 
 
 def test_results_are_written_as_strict_json(datasets, tmp_path):

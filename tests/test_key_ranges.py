@@ -117,7 +117,7 @@ def test_every_key_with_every_wrong_value():
         ("MODEL.RESNETS.NORM", "Nonsense"),
         ("SOLVER.BASE_LR", "1e999"),
         ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "0"),
-        ("TEST.AUG.ENABLED", "True"),
+        ("TEST.AUG.MIN_SIZES", "[-5]"),
     ],
 )
 def test_overrides_out_of_range_are_one_line(key, value):
@@ -138,10 +138,14 @@ def test_configs_pass():
 
 
 def test_keys_without_effect_are_warned_of(caplog):
-    cfg = load_config(str(REPO / "configs/shapes/rc2l.yaml"), ["TEST.AUG.MAX_SIZE", "5", "TEST.AUG.FLIP", "False"])
-    assert without_effect(cfg) == ["TEST.AUG.MAX_SIZE", "TEST.AUG.FLIP"]
+    cfg = load_config(
+        str(REPO / "configs/shapes/rc2l.yaml"),
+        ["TEST.DETECTIONS_PER_IMAGE", "5", "DATALOADER.ASPECT_RATIO_GROUPING", "False"],
+    )
+    assert without_effect(cfg) == ["DATALOADER.ASPECT_RATIO_GROUPING", "TEST.DETECTIONS_PER_IMAGE"]
     assert [record.message for record in caplog.records if "no effect" in record.message] == [
-        "no effect here, though the config sets them: TEST.AUG.MAX_SIZE, TEST.AUG.FLIP (keys of detectron2)"
+        "no effect here, though the config sets them: DATALOADER.ASPECT_RATIO_GROUPING, TEST.DETECTIONS_PER_IMAGE "
+        "(keys of detectron2)"
     ]
 
 

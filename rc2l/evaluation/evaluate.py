@@ -20,13 +20,20 @@ from torch import nn
 from rc2l.evaluation.confusion import format_score
 from rc2l.evaluation.evaluator import SemSegEvaluator
 from rc2l.evaluation.extremes import ScoredPicture
+from rc2l.evaluation.scorer import build_scorer, describe_mode
 from rc2l.visualization.grid import as_picture, error_map, legend_of, picture_grid, save_picture, shrink
 from rc2l.visualization.label_images import class_colors
 from rc2l.visualization.panels import colorize
 
-#: How images are shown to the network and at which size predictions are compared.
-MODE = "single scale, original size"
-_SUMMARY = ("mIoU", "pixel_accuracy", "mean_accuracy", "fwIoU")
+#: Scores over all classes, in the order of the log; the last one may be missing.
+_SUMMARY = ("mIoU", "pixel_accuracy", "mean_accuracy", "fwIoU", "mDice", "boundary_mIoU")
+#: Scores of each class: heading of the table, key.
+_COLUMNS = {
+    "IoU [%]": "IoU",
+    "accuracy [%]": "accuracy",
+    "Dice [%]": "Dice",
+    "boundary IoU [%]": "boundary_IoU",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -43,38 +50,41 @@ def evaluate_networks(
     mode back.
 
     Args:
-        cfg: read are DATASETS.TEST, MODEL.SEM_SEG_HEAD.NUM_CLASSES, MODEL.DEVICE, INPUT.FORMAT, VIS_PERIOD and
-            OUTPUT_DIR.
+        cfg: read are DATASETS.TEST, MODEL.SEM_SEG_HEAD.NUM_CLASSES, MODEL.DEVICE, INPUT.FORMAT, VIS_PERIOD, OUTPUT_DIR,
+            TEST.BOUNDARY_WIDTH and what :func:`build_scorer` reads.
         networks: by name, in this order.
         build_loader: called with cfg and dataset name; its loader has a length and gives lists of dicts, each with the
             label map ``sem_seg`` (H0, W0) uint8 at original size beside what the network reads.
 
     Returns:
         On every process, in percent: "<network>/mIoU", "<network>/pixel_accuracy", "<network>/mean_accuracy",
-        "<network>/fwIoU" and "<network>/IoU/<class>", the latter without classes that are not applicable. With several
-        test sets, each key begins with "<dataset>/".
+        "<network>/fwIoU", "<network>/mDice", "<network>/boundary_mIoU" where it is measured, and
+        "<network>/IoU/<class>", the latter without classes that are not applicable. With several test sets, each key
+        begins with "<dataset>/".
 
     Raises:
         ValueError: no test set is configured, or what :class:`SemSegEvaluator` refuses.
     """
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; name at least one dataset to evaluate on")
-    results = {}
+    results, mode = {}, describe_mode(cfg)
     for dataset_name in cfg.DATASETS.TEST:
         prefix = f"{dataset_name}/" if len(cfg.DATASETS.TEST) > 1 else ""
         for name, network in networks.items():
             num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
             draw = partial(draw_prediction, dataset_name, num_classes, cfg.INPUT.FORMAT) if cfg.VIS_PERIOD else None
-            evaluator = SemSegEvaluator(dataset_name, num_classes, cfg.MODEL.DEVICE, draw)
-            scores = inference_on_dataset(network, build_loader(cfg, dataset_name), evaluator)
-            results |= {f"{prefix}{name}/{key}": scores[key] for key in _SUMMARY}
+            evaluator = SemSegEvaluator(
+                dataset_name, num_classes, cfg.MODEL.DEVICE, draw, boundary_width=cfg.TEST.BOUNDARY_WIDTH
+            )
+            scores = inference_on_dataset(build_scorer(cfg, network), build_loader(cfg, dataset_name), evaluator)
+            results |= {f"{prefix}{name}/{key}": scores[key] for key in _SUMMARY if key in scores}
             results |= {f"{prefix}{name}/IoU/{c}": iou for c, iou in scores["IoU"].items() if not math.isnan(iou)}
             pictures = evaluator.pictures() if draw else {}
             if comm.is_main_process():
                 path = Path(cfg.OUTPUT_DIR) / "inference" / f"{dataset_name}_{name}.json"
                 scores |= {"pictures": _write_pictures(path.with_suffix(""), pictures)}
-                _write_json(path, {"dataset": dataset_name, "network": name, "mode": MODE, **scores})
-                logger.info(f"{_report(dataset_name, name, scores)}\nwritten to {path}")
+                _write_json(path, {"dataset": dataset_name, "network": name, "mode": mode, **scores})
+                logger.info(f"{_report(dataset_name, name, scores, mode)}\nwritten to {path}")
     return results
 
 
@@ -115,21 +125,22 @@ def _write_pictures(folder: Path, pictures: dict[str, list[ScoredPicture]]) -> d
     return listed
 
 
-def _report(dataset_name: str, network: str, scores: dict) -> str:
+def _report(dataset_name: str, network: str, scores: dict, mode: str) -> str:
     """Head line and per-class table of one network on one dataset."""
-    summary = ", ".join(f"{key} {format_score(scores[key])}" for key in _SUMMARY)
+    summary = ", ".join(f"{key} {format_score(scores[key])}" for key in _SUMMARY if key in scores)
+    columns = {heading: scores[key] for heading, key in _COLUMNS.items() if key in scores}
     rows = [
-        (index, name, format_score(iou), format_score(scores["accuracy"][name]), scores["pixels"][name])
-        for index, (name, iou) in enumerate(scores["IoU"].items())
+        (index, name, *(format_score(column[name]) for column in columns.values()), scores["pixels"][name])
+        for index, name in enumerate(scores["IoU"])
     ]
     table = tabulate(
         rows,
-        headers=("id", "class", "IoU [%]", "accuracy [%]", "pixels"),
+        headers=("id", "class", *columns, "pixels"),
         tablefmt="pipe",
-        colalign=("right", "left", "right", "right", "right"),
+        colalign=("right", "left", *["right"] * (len(columns) + 1)),
         disable_numparse=True,
     )
-    return f"{network} on {dataset_name}, {scores['num_images']} images ({MODE}): {summary}\n{table}"
+    return f"{network} on {dataset_name}, {scores['num_images']} images ({mode}): {summary}\n{table}"
 
 
 def _write_json(path: Path, content: dict) -> None:

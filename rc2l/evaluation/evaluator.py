@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from rc2l.evaluation.boundary import boundary_counts
 from rc2l.evaluation.confusion import confusion_matrix, image_scores, scores_from_confusion
 from rc2l.evaluation.extremes import Extremes, best_and_worst
 from rc2l.structures.label_map import IGNORE
@@ -27,7 +28,9 @@ class SemSegEvaluator(DatasetEvaluator):
         num_classes: int,
         device: torch.device | str,
         draw: Callable[[dict, np.ndarray], np.ndarray] | None = None,
-    ):
+        *,
+        boundary_width: float = 0.0,
+    ) -> None:
         """
         Args:
             dataset_name: registered name; its metadata gives ``stuff_classes`` (default: the ids). Targets are
@@ -36,6 +39,7 @@ class SemSegEvaluator(DatasetEvaluator):
             device: where the matrix is kept; the device of the predictions.
             draw: makes the picture (height, width, 3) of an image of the dataset and its prediction (H0, W0); None: no
                 pictures of the best and worst images.
+            boundary_width: of Boundary IoU, as :func:`boundary_counts` takes it; 0: it is not measured.
 
         Raises:
             ValueError: the dataset has another number of classes.
@@ -45,6 +49,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self.class_names = list(metadata.get("stuff_classes", None) or map(str, range(num_classes)))
         self.device = torch.device(device)
         self.draw = draw
+        self.boundary_width = boundary_width
         if len(self.class_names) != num_classes:
             raise ValueError(
                 f"{dataset_name} has {len(self.class_names)} classes, but the model predicts {num_classes}; "
@@ -56,6 +61,7 @@ class SemSegEvaluator(DatasetEvaluator):
         """Forget all images."""
         num_classes = len(self.class_names)
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=self.device)
+        self.boundary = torch.zeros(3, num_classes, dtype=torch.int64, device=self.device)
         self.num_images = 0
         #: Of each image: ``image_id``, ``file_name``, ``mIoU`` and ``pixel_accuracy`` in percent.
         self.images: list[dict] = []
@@ -75,9 +81,12 @@ class SemSegEvaluator(DatasetEvaluator):
         for image, output in zip(inputs, outputs, strict=True):
             scores, target = output["sem_seg"], self._checked_target(image, output["sem_seg"])
             target = target.to(self.device, non_blocking=True)
-            pred = scores.argmax(0).to(self.device)
+            # Like argmax, in a third of the time on CPUs.
+            pred = scores.max(0).indices.to(self.device)
             counts = confusion_matrix(pred, target, num_classes, IGNORE)
             self.matrix += counts
+            if self.boundary_width > 0:
+                self.boundary += boundary_counts(pred, target, num_classes, self.boundary_width)
             self.num_images += 1
             # Each image waits for the device here, as it does in detectron2's inference_on_dataset anyway.
             score, accuracy = image_scores(counts)
@@ -103,17 +112,19 @@ class SemSegEvaluator(DatasetEvaluator):
         Raises:
             ValueError: no pixel was counted.
         """
-        totals = torch.cat([self.matrix.flatten(), self.matrix.new_tensor([self.num_images])])
+        counts = [self.matrix.flatten(), self.boundary.flatten(), self.matrix.new_tensor([self.num_images])]
+        totals = torch.cat(counts)
         if comm.get_world_size() > 1:
             dist.all_reduce(totals)
         totals = totals.cpu()
-        matrix, num_images = totals[:-1].view_as(self.matrix), totals[-1].item()
+        matrix, boundary, num_images = totals.split([len(each) for each in counts])
+        matrix, boundary, num_images = matrix.view_as(self.matrix), boundary.view_as(self.boundary), num_images.item()
         if not matrix.any():
             raise ValueError(
                 f"{self.dataset_name}: {num_images} images have no pixel to evaluate; "
                 f"give its label files pixels of a class, not of ignored ones alone"
             )
-        scores = scores_from_confusion(matrix, self.class_names)
+        scores = scores_from_confusion(matrix, self.class_names, boundary if self.boundary_width > 0 else None)
         # Processes have consecutive parts of the dataset, in order of rank.
         images = [image for part in comm.all_gather(self.images) for image in part]
         return {**scores, "num_images": num_images, "confusion_matrix": matrix.tolist(), "images": images}
@@ -135,8 +146,12 @@ class SemSegEvaluator(DatasetEvaluator):
                 f"{where} is {tuple(target.shape)} pixels, its prediction {tuple(scores.shape[-2:])} (height, width); "
                 "both must have the size of the original image"
             )
-        wrong = target[(target != IGNORE) & ((target >= len(self.class_names)) | (target < 0))]
-        if wrong.numel():
+        out_of_range = target >= len(self.class_names)
+        out_of_range &= target != IGNORE
+        if target.dtype.is_signed:
+            out_of_range |= target < 0
+        if out_of_range.any():
+            wrong = target[out_of_range]
             raise ValueError(
                 f"{where} has labels {sorted(set(wrong.tolist()))}; allowed are 0 to {len(self.class_names) - 1} "
                 f"and {IGNORE} (ignore)"

@@ -103,7 +103,8 @@ class Scorer(nn.Module):
         height, width = size or images[0].shape[-2:]
         with self._autocast():
             results = self.network([{"image": image, "height": height, "width": width} for image in images])
-        return torch.stack([result["sem_seg"] for result in results]).float()
+        scores = [result["sem_seg"] for result in results]
+        return (scores[0][None] if len(scores) == 1 else torch.stack(scores)).float()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
@@ -130,6 +131,4 @@ def describe_mode(cfg: CfgNode) -> str:
         words.append(f"windows {window.size[0]}x{window.size[1]}, stride {stride}, {window.blending} blending")
     if cfg.TEST.AMP:
         words.append(f"{cfg.SOLVER.AMP.DTYPE} autocast")
-    if cfg.TEST.SCORE_RESOLUTION == "mask":
-        words.append("scores at the masks' resolution")
     return ", ".join([*words, "original size"])
