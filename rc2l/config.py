@@ -358,13 +358,22 @@ declare_colors("INPUT.WEAK")
 
 @config_node
 def add_custom_dataset_config(cfg: CfgNode) -> None:
-    """Add the key of datasets that a user describes."""
+    """Add the keys of datasets that a user describes, and of their damaged files."""
     # Path of a dataset YAML file (next to the config file, or in the working directory), or a list of such paths and
     # of mappings with its keys; datasets/README.md, "Your own images". They can be used by name in DATASETS.TRAIN etc.
     cfg.DATASETS.CUSTOM = None
+    # stop | skip: what to do where unlabelled images are damaged (missing, empty, cut off, no image), which is found
+    # before the first step. skip: leave them out, each by name. Damaged labelled and test images always stop the run.
+    cfg.DATASETS.DAMAGED = "stop"
 
 
-declare("DATASETS", {"CUSTOM": either(one_of(None), text(), several(either(text(empty=False), a_mapping())))})
+declare(
+    "DATASETS",
+    {
+        "CUSTOM": either(one_of(None), text(), several(either(text(empty=False), a_mapping()))),
+        "DAMAGED": one_of("stop", "skip"),
+    },
+)
 
 
 @config_node

@@ -104,8 +104,12 @@ def test_sizes_differ(cfg, split):
 def test_many_errors_are_counted_and_some_shown(cfg, split):
     for record in split.labeled:
         label_of(record).unlink()
-    text = fails(cfg, split, "Checking labelled images: 6 of 6 have errors")
-    assert text.count("does not exist") == 5 and text.endswith("and 1 more")
+    for index in range(4):
+        (label_of(split.labeled[0]).parents[1] / f"val/val_{index:05d}.png").unlink(missing_ok=True)
+    for record in split.unlabeled:
+        Path(record["file_name"]).write_bytes(b"")
+    text = fails(cfg, split, "15 of 15 images cannot be used")
+    assert text.count("does not exist") == 6 and text.count("it is empty") == 4 and text.endswith("and 5 more")
 
 
 def test_empty_split(cfg, split):

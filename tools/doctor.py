@@ -172,6 +172,12 @@ def training(cfg: "CfgNode") -> Iterator[Finding]:
     except (ValueError, OSError) as error:
         yield Finding(PROBLEM, " ".join(str(error).split()), "correct it and ask the doctor again")
         return
+    if damaged := trainer.split.damaged:
+        yield Finding(
+            WARNING,
+            f"{len(damaged)} damaged unlabelled images are left out (DATASETS.DAMAGED skip), first {damaged[0]}",
+            "restore them, or take them out of the dataset",
+        )
     images = f"{len(trainer.split.labeled)} labelled and {len(trainer.split.unlabeled)} unlabelled images"
     yield Finding(OK, f"training by {cfg.SEMI.METHOD} on {trainer.device} can start: {images}")
 

@@ -5,6 +5,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from rc2l.data.faults import (
     overlap_problem,
 )
 from rc2l.data.reading import read_image
+from rc2l.data.whole_files import WholeFiles, whole_files
 from rc2l.structures.label_map import IGNORE
 
 #: Ends of the names of datasets that models are tested on.
@@ -82,7 +84,7 @@ class DatasetReport:
         return "\n".join(lines)
 
 
-def inspect_image(record: dict) -> Inspection:
+def inspect_image(record: dict, whole: WholeFiles) -> Inspection:
     """Decode an image and its label, with all checks of one pair.
 
     Raises:
@@ -90,6 +92,7 @@ def inspect_image(record: dict) -> Inspection:
     """
     pixels = check_labeled(record) if "sem_seg_file_name" in record else None
     size = read_image(record["file_name"], "RGB").shape[:2]
+    whole.check(record["file_name"])
     return Inspection(size, hashlib.sha256(Path(record["file_name"]).read_bytes()).hexdigest(), pixels)
 
 
@@ -100,7 +103,9 @@ def audit_dataset(name: str, workers: int | None = None) -> DatasetReport:
         DatasetError: the dataset as a whole cannot be loaded: it is unknown, or its folders or lists are missing.
     """
     records = load_records(name)
-    results = attempt_all(inspect_image, records, f"Reading {name}", workers)
+    whole = whole_files(name)
+    results = attempt_all(partial(inspect_image, whole=whole), records, f"Reading {name}", workers)
+    whole.save()
     report = DatasetReport(name, records, [result if isinstance(result, Inspection) else None for result in results])
     report.problems += [str(result) for result in results if isinstance(result, DatasetError)]
     without = [record for record in records if "sem_seg_file_name" not in record]

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -11,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from rc2l.data.datasets import load_records
-from rc2l.data.errors import DatasetError
+from rc2l.data.errors import DamagedImageError, DatasetError
 from rc2l.data.faults import (
     absent_classes,
     class_lists_problem,
@@ -19,27 +20,31 @@ from rc2l.data.faults import (
     one_class_problem,
     only_zero_problem,
     overlap_problem,
+    unseen_classes,
 )
 from rc2l.data.mapper import size_mismatch
 from rc2l.data.partial_labels import read_record_label
 from rc2l.data.reading import read_image_size
 from rc2l.data.splits import Split
+from rc2l.data.whole_files import WholeFiles, remembered
 from rc2l.structures.label_map import IGNORE
 from rc2l.structures.needs import BOTH_STREAMS, Needs
 
 #: Problems that an error message spells out; the rest are counted.
-_SHOWN = 5
+_SHOWN = 10
+
+logger = logging.getLogger("rc2l")
 
 
 def check_data(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...], needs: Needs = BOTH_STREAMS) -> None:
     """Check everything that training and evaluation will read; log the share of each class in the labelled pixels.
 
-    Labels are decoded, of images the headers. One process is enough.
+    Labels are decoded; images are read to their end, if they are not known to be whole. One process is enough.
 
     Raises:
         DatasetError: the split is empty, training and test images overlap, class lists differ from each other or from
-            ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``, an image has no label file, a file is unreadable, an image and its label
-            differ in size, or a label id is out of range.
+            ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``, an image has no label file, a file is damaged, an image and its label
+            differ in size, or a label id is out of range. One error names all files of all datasets.
     """
     if not split.labeled:
         raise DatasetError(f"the split has no labelled image ({split.source}); raise DATASETS.SPLIT.FRACTION")
@@ -56,26 +61,74 @@ def check_data(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...], needs
         ):
             raise DatasetError(problem)
 
-    pixels = np.zeros(IGNORE + 1, dtype=np.int64)
-    images = np.zeros(IGNORE + 1, dtype=np.int64)
-    for counts in _run(check_labeled, split.labeled, "Checking labelled images"):
-        pixels += counts
-        images += counts > 0
-    if not pixels[:IGNORE].any():
+    unlabeled = split.unlabeled if needs.unlabeled else []
+    pools = [split.labeled, unlabeled, *test.values()]
+    with remembered(record["dataset"] for pool in pools for record in pool) as whole:
+        results = [
+            attempt_all(partial(check_record, whole=whole, labeled=pool is not unlabeled), pool, f"Checking {what}")
+            for what, pool in zip(("labelled images", "unlabelled images", *test), pools, strict=True)
+        ]
+    _raise_all(results, unlabeled, len(pools[0] + pools[1]) + sum(map(len, test.values())))
+
+    counts = [np.stack(each) if each else np.zeros((0, IGNORE + 1), np.int64) for each in (results[0], *results[2:])]
+    if not counts[0][:, :IGNORE].any():
         raise DatasetError(
             f"all pixels of all {len(split.labeled)} labelled images are ignored ({IGNORE}): there is nothing to learn "
             f"from; correct the labels, or the label_map of dataset '{split.labeled[0]['dataset']}'"
         )
-    _report_classes(pixels, images, split.labeled[0]["dataset"])
-    if needs.unlabeled:
-        _run(lambda record: read_image_size(record["file_name"]), split.unlabeled, "Checking unlabelled images")
-    for name, records in test.items():
-        counts = _run(check_labeled, records, f"Checking {name}")
-        if not any(each[:IGNORE].any() for each in counts):
+    _report_classes(counts[0].sum(axis=0), (counts[0] > 0).sum(axis=0), split.labeled[0]["dataset"])
+    for name, pixels in zip(test, counts[1:], strict=True):
+        if not pixels[:, :IGNORE].any():
             raise DatasetError(
                 f"all pixels of all labels of test dataset '{name}' are ignored ({IGNORE}), so there is nothing to "
                 "score; correct the labels or its label_map"
             )
+        if problem := unseen_classes(name, pixels.sum(axis=0), "labelled training image", counts[0].sum(axis=0)):
+            logger.warning(problem)
+
+
+def damaged_unlabeled(split: Split) -> tuple[str, ...]:
+    """The files of a split's unlabeled images that are damaged, each named in a warning: for ``DATASETS.DAMAGED skip``.
+
+    Raises:
+        DatasetError: all of them are.
+    """
+    with remembered(record["dataset"] for record in split.unlabeled) as whole:
+        check = partial(check_record, whole=whole, labeled=False)
+        results = attempt_all(check, split.unlabeled, "Checking unlabelled images")
+    damaged = {
+        record["file_name"]: error
+        for record, error in zip(split.unlabeled, results, strict=True)
+        if isinstance(error, DamagedImageError)
+    }
+    if damaged and len(damaged) == len(split.unlabeled):
+        raise DatasetError(
+            f"all {len(damaged)} unlabelled images are damaged, so DATASETS.DAMAGED skip leaves none: first "
+            f"{next(iter(damaged.values()))}"
+        )
+    for error in damaged.values():
+        logger.warning(f"left out (DATASETS.DAMAGED skip): {error}")
+    return tuple(damaged)
+
+
+def check_record(record: dict, whole: dict[str, WholeFiles], labeled: bool) -> np.ndarray | None:
+    """All checks of one image and, where it must be ``labeled``, of its label, whose pixels are returned.
+
+    Args:
+        record: a dataset dict.
+        whole: dataset -> which of its files need not be read again.
+        labeled: whether it must have a label; else it has none, or none that is looked at.
+
+    Raises:
+        DatasetError: see :func:`check_data`.
+    """
+    if labeled:
+        pixels = check_labeled(record)
+    else:
+        read_image_size(record["file_name"])
+        pixels = None
+    whole[record["dataset"]].check(record["file_name"])
+    return pixels
 
 
 def check_labeled(record: dict) -> np.ndarray:
@@ -111,17 +164,21 @@ def attempt_all(check: Callable[[dict], object], records: list[dict], title: str
         return list(tqdm(pool.map(attempt, records), title, len(records), delay=3, disable=None))
 
 
-def _run(check: Callable[[dict], object], records: list[dict], title: str) -> list:
-    """Results of ``check`` on all records, or one error about all that failed."""
-    results = attempt_all(check, records, title)
-    errors = [str(result) for result in results if isinstance(result, DatasetError)]
+def _raise_all(results: list[list], unlabeled: list[dict], count: int) -> None:
+    """Raise one error about all that failed, if any did; ``count`` is the number of images."""
+    errors = [result for pool in results for result in pool if isinstance(result, DatasetError)]
+    if not errors:
+        return
+    advice = ""
+    if unlabeled and any(isinstance(result, DamagedImageError) for result in results[1]):
+        advice = "DATASETS.DAMAGED skip leaves damaged unlabelled images out"
     if len(errors) == 1:
-        raise DatasetError(errors[0])
-    if errors:
-        shown = "".join(f"\n  {error}" for error in errors[:_SHOWN])
-        more = f"\n  and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-        raise DatasetError(f"{title}: {len(errors)} of {len(records)} have errors:{shown}{more}")
-    return results
+        raise DatasetError(f"{errors[0]}" + (f" ({advice})" if advice else ""))
+    shown = "".join(f"\n  {error}" for error in errors[:_SHOWN])
+    more = f"\n  and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
+    raise DatasetError(
+        f"{len(errors)} of {count} images cannot be used{f' ({advice})' if advice else ''}:{shown}{more}"
+    )
 
 
 def _check_classes(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...]) -> None:
@@ -138,7 +195,6 @@ def _check_classes(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...]) -
 
 
 def _report_classes(pixels: np.ndarray, images: np.ndarray, name: str) -> None:
-    logger = logging.getLogger("rc2l")
     logger.info(f"Labelled training pixels by class:\n{class_table(name, pixels, images)}")
     if problem := only_zero_problem(name, pixels):
         logger.warning(problem)

@@ -27,6 +27,25 @@ def absent_classes(name: str, pixels: np.ndarray) -> list[str]:
     return [label for train_id, label in enumerate(MetadataCatalog.get(name).stuff_classes) if not pixels[train_id]]
 
 
+def unseen_classes(name: str, pixels: np.ndarray, trained: str, trained_pixels: np.ndarray) -> str:
+    """What to do about classes that a test set scores and no label to train on shows; empty where there are none.
+
+    Args:
+        name: of the test set.
+        pixels: (256,) pixels of each train id in its labels.
+        trained: what shows nothing of them, in words, to follow "no".
+        trained_pixels: (256,) pixels of each train id in the labels to train on.
+    """
+    untested = absent_classes(name, pixels)
+    unseen = [label for label in absent_classes(name, trained_pixels) if label not in untested]
+    if not unseen:
+        return ""
+    return (
+        f"{name} scores {', '.join(unseen)}, which no {trained} shows, so that nothing can be learned about it: label "
+        "such images, or map it to another class or to ignore"
+    )
+
+
 def only_zero_problem(name: str, pixels: np.ndarray) -> str:
     """What to do about labels of 0 and 255 alone, as masks of foreground are often saved; empty where there are others.
 

@@ -135,8 +135,8 @@ class SurvivingLoader(DataLoader):
     processes are in comes to its end.
     """
 
-    #: What happened; empty while all workers live. Set once, so that DataLoader's own attributes stay untouched.
-    death = ""
+    #: What happened; None while all workers live. Set once, so that DataLoader's own attributes stay untouched.
+    death: ChildProcessError | None = None
 
     def __iter__(self) -> Iterator:
         batches = super().__iter__()
@@ -153,7 +153,7 @@ class SurvivingLoader(DataLoader):
             except (RuntimeError, OSError, EOFError) as error:
                 if not _is_death(error):
                     raise
-                self.death = (
+                self.death = ChildProcessError(
                     "a loader worker was killed, often for lack of memory (DATALOADER.NUM_WORKERS is "
                     f"{self.num_workers}: lower it, or give the run more memory)"
                 )

@@ -8,9 +8,9 @@ import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import read_image as read_oriented_image
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from rc2l.data.errors import DatasetError
+from rc2l.data.errors import DamagedImageError, DatasetError
 from rc2l.data.image_kinds import lossy_kind
 from rc2l.structures.label_map import IGNORE
 
@@ -22,7 +22,7 @@ _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 _COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _EXIF_ORIENTATION = 274
 #: What Pillow raises for files that are missing, truncated, absurdly large or no images at all.
-_READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 #: Largest width x height that is read; Pillow refuses what has more than twice its own number.
@@ -40,7 +40,8 @@ def _refuse_lossy(path: str, image: Image.Image, file: BinaryIO) -> None:
         )
 
 
-def _unreadable(kind: str, path: str, error: Exception) -> DatasetError:
+def unreadable(kind: str, path: str, error: Exception) -> DatasetError:
+    """What to raise where reading an "image" or a "label" (``kind``) has failed with one of :data:`READ_ERRORS`."""
     if isinstance(error, DatasetError):
         return error
     if isinstance(error, Image.DecompressionBombError):
@@ -48,8 +49,21 @@ def _unreadable(kind: str, path: str, error: Exception) -> DatasetError:
             f"{path}: this {kind} is too large ({error}); cut it into tiles, or raise the limit by the environment "
             f"variable {_LIMIT_VARIABLE}=<pixels> where there is memory for it"
         )
-    reason = "it does not exist" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-    return DatasetError(f"{path}: cannot read this {kind} ({reason}); restore the file or take it out of the dataset")
+    message = (
+        f"{path}: cannot read this {kind} ({_reason(path, error)}); restore the file or take it out of the dataset"
+    )
+    return DamagedImageError(message) if kind == "image" else DatasetError(message)
+
+
+def _reason(path: str, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist"
+    if isinstance(error, UnidentifiedImageError):  # its text names an object in memory
+        empty = os.path.isfile(path) and os.path.getsize(path) == 0
+        return "it is empty" if empty else "it is no image of a known format"
+    if "truncated" in str(error).lower():
+        return f"it is cut off: {error}"
+    return str(error) if type(error) is OSError and error.errno is None else f"{type(error).__name__}: {error}"
 
 
 def read_image(path: str, image_format: str) -> np.ndarray:
@@ -64,8 +78,8 @@ def read_image(path: str, image_format: str) -> np.ndarray:
         with PathManager.open(path, "rb") as file, Image.open(file) as image:
             _refuse_lossy(path, image, file)
         return read_oriented_image(path, image_format)
-    except _READ_ERRORS as error:
-        raise _unreadable("image", path, error) from error
+    except READ_ERRORS as error:
+        raise unreadable("image", path, error) from error
 
 
 def read_image_size(path: str) -> tuple[int, int]:
@@ -82,8 +96,8 @@ def read_image_size(path: str) -> tuple[int, int]:
             orientation = 1
             if image.format != "PNG" or "exif" in image.info:
                 orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except _READ_ERRORS as error:
-        raise _unreadable("image", path, error) from error
+    except READ_ERRORS as error:
+        raise unreadable("image", path, error) from error
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
@@ -115,8 +129,8 @@ def read_label(path: str, metadata: Metadata) -> np.ndarray:
                 raw = np.asarray(image.convert("RGB")) if mode in _COLOR_MODES else None
             else:
                 raw = np.asarray(image) if mode in _LABEL_MODES else None
-    except _READ_ERRORS as error:
-        raise _unreadable("label", path, error) from error
+    except READ_ERRORS as error:
+        raise unreadable("label", path, error) from error
     if raw is None and color_map:
         raise DatasetError(f"{path}: this label is a {mode} image; with a color_map, labels must be RGB images")
     if raw is None:

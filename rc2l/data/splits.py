@@ -6,7 +6,7 @@ The same on every machine and process.
 import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 
@@ -41,6 +41,8 @@ class Split:
     seed: int | None
     #: First 12 hex digits of the SHA-256 of all image ids, labelled and unlabelled.
     hash: str
+    #: Files of unlabeled images that are damaged and in neither pool.
+    damaged: tuple[str, ...] = ()
 
 
 def build_split(cfg: CfgNode, needs: Needs = BOTH_STREAMS) -> Split:
@@ -120,12 +122,21 @@ def hidden_labels(cfg: CfgNode, split: Split, most: int) -> list[dict]:
     return [record for record in known if record is not None][:most]
 
 
+def without_unlabeled(split: Split, damaged: tuple[str, ...]) -> Split:
+    """The split without the unlabeled images of these files, which its hash tells from the one with them."""
+    if not damaged:
+        return split
+    unlabeled = [record for record in split.unlabeled if record["file_name"] not in damaged]
+    return replace(split, unlabeled=unlabeled, hash=_digest(split.labeled, unlabeled), damaged=damaged)
+
+
 def log_split(split: Split) -> None:
     """Write counts, source, seed and hash of a split to the log, in one line."""
     seed = "" if split.seed is None else f"seed {split.seed}, "
+    damaged = f" ({len(split.damaged)} damaged ones are left out)" if split.damaged else ""
     logging.getLogger("rc2l").info(
-        f"Split: {len(split.labeled)} labelled + {len(split.unlabeled)} unlabelled images from {split.source}, "
-        f"{seed}hash {split.hash}"
+        f"Split: {len(split.labeled)} labelled + {len(split.unlabeled)} unlabelled images{damaged} from "
+        f"{split.source}, {seed}hash {split.hash}"
     )
 
 

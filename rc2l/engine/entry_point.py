@@ -58,7 +58,7 @@ def explain(error: Exception) -> tuple[int, str]:
     """(exit status, what to print of an error); writes the trace of an unexpected one."""
     if line := _of_user(error):
         return EXIT_USER_ERROR, line
-    first = next((line.strip() for line in _message(error).splitlines() if line.strip()), "")
+    first = next((line.strip() for line in message_of(error).splitlines() if line.strip()), "")
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if _is_of_project(frame.filename)] or frames
     place = f" in {Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
@@ -67,9 +67,20 @@ def explain(error: Exception) -> tuple[int, str]:
     )
 
 
+def message_of(error: Exception) -> str:
+    """Its text; of an error from a worker of the loader, that of the worker, without the worker's trace."""
+    text = str(error)
+    if "Original Traceback (most recent call last):" not in text:
+        return text
+    _, _, trace = text.partition("Original Traceback (most recent call last):")
+    lines = trace.strip("\n").splitlines()
+    start = max((i for i, line in enumerate(lines) if line and not line[0].isspace()), default=0)
+    return "\n".join(lines[start:]).partition(": ")[2] or text
+
+
 def _of_user(error: Exception) -> str:
     """What to tell of an error that the user can mend; empty for others."""
-    message = _message(error)
+    message = message_of(error)
     if is_lack_of_memory(error):
         first = message.strip().split("\n")[0][:300]
         return (
@@ -87,17 +98,6 @@ def _of_user(error: Exception) -> str:
         first = message.strip().split("\n")[0]
         return f"{first} This happens where memory runs out, /dev/shm included: lower DATALOADER.NUM_WORKERS"
     return message if isinstance(error, ValueError) and _is_own(error) else ""
-
-
-def _message(error: Exception) -> str:
-    """Its text; of an error from a worker of the loader, that of the worker, without the worker's trace."""
-    text = str(error)
-    if "Original Traceback (most recent call last):" not in text:
-        return text
-    _, _, trace = text.partition("Original Traceback (most recent call last):")
-    lines = trace.strip("\n").splitlines()
-    start = max((i for i, line in enumerate(lines) if line and not line[0].isspace()), default=0)
-    return "\n".join(lines[start:]).partition(": ")[2] or text
 
 
 def _is_own(error: ValueError) -> bool:

@@ -8,7 +8,10 @@ from pathlib import Path
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
+from rc2l.data.errors import DatasetError
 from rc2l.engine.checkpoint import RunCheckpointer
+from rc2l.engine.entry_point import message_of
+from rc2l.engine.signals import save_to_continue
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +72,10 @@ class EvaluationHook(hooks.HookBase):
             self._run()
 
     def _run(self) -> None:
-        scores = self.evaluate()
+        try:
+            scores = self.evaluate()
+        except DatasetError as error:  # a file that was whole when the run began; the step must not be lost by it
+            raise DatasetError(f"{message_of(error)}. {save_to_continue(self.trainer)}") from error
         self.trainer.storage.put_scalars(**scores, smoothing_hint=False)
         score = next(value for name, value in scores.items() if name.endswith(f"{self.result}/mIoU"))
         if score > self.best:

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from detectron2.config import CfgNode
@@ -16,6 +17,8 @@ from torch import multiprocessing as mp
 from rc2l.engine.arguments import import_modules
 from rc2l.engine.entry_point import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USER_ERROR, entry_point
 from rc2l.engine.signals import EXIT_STOPPED, forwarded_to_children
+
+T = TypeVar("T")
 
 #: Exit statuses of a process of a run that has said why it ended.
 _SAID_BY_CHILD = (EXIT_STOPPED, EXIT_USER_ERROR, EXIT_UNEXPECTED, EXIT_INTERRUPTED)
@@ -153,17 +156,27 @@ def first_host(nodes: str) -> str:
     return match[1] + (match[2] or "") + (match[3] or "")
 
 
-def raise_together(check: Callable[[], None]) -> None:
+def raise_together(check: Callable[[], object]) -> None:
     """Run ``check`` on the main process; if it raises a ValueError or OSError, every process raises it.
 
     No process is left waiting for one that stopped.
     """
-    failure = None
+
+    def run() -> None:
+        check()
+
+    by_main_process(run)
+
+
+def by_main_process(function: Callable[[], T]) -> T:
+    """In every process, what ``function`` returns in the main one, or the ValueError or OSError that it raises."""
+    failure = result = None
     if comm.is_main_process():
         try:
-            check()
+            result = function()
         except (ValueError, OSError) as error:
             failure = error
-    failure = comm.all_gather(failure)[0]
+    failure, result = comm.all_gather((failure, result))[0]
     if failure is not None:
         raise failure
+    return result

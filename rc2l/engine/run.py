@@ -16,15 +16,15 @@ from detectron2.utils.env import seed_all_rng
 
 import rc2l.modeling  # noqa: F401  registers the architectures
 from rc2l.config import get_rc2l_cfg
-from rc2l.data.check import check_data
+from rc2l.data.check import check_data, damaged_unlabeled
 from rc2l.data.loader import build_test_loader
-from rc2l.data.splits import build_split, log_split
+from rc2l.data.splits import build_split, log_split, without_unlabeled
 from rc2l.engine.arguments import add_import_argument, add_run_argument
 from rc2l.engine.checkpoint import newest_whole_checkpoint
 from rc2l.engine.checkpoint_file import write_text
 from rc2l.engine.config_file import check_config, load_config
 from rc2l.engine.entry_point import write_traces_to
-from rc2l.engine.launch import raise_together, resolve_device, use_deterministic_kernels, was_restarted
+from rc2l.engine.launch import by_main_process, raise_together, resolve_device, use_deterministic_kernels, was_restarted
 from rc2l.engine.run_folder import complete_move, files_of_a_run, set_aside
 from rc2l.engine.run_lock import refuse_if_held, run_lock
 from rc2l.engine.run_log import open_log, start_logging
@@ -135,6 +135,8 @@ def prepare(cfg: CfgNode) -> SemiSupervisedTrainer:
         raise_together(lambda: local_weights(weights))
     needs = method_of(cfg).needs
     split = build_split(cfg, needs)
+    if cfg.DATASETS.DAMAGED == "skip" and needs.unlabeled:
+        split = without_unlabeled(split, by_main_process(lambda: damaged_unlabeled(split)))
     log_split(split)
     with explained_build():
         trainer = SemiSupervisedTrainer(cfg, split)

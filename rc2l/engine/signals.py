@@ -25,14 +25,14 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        #: Why the run cannot go on although its state is sound; then the stop is an error.
-        self.failure = ""
+        #: Why the run cannot go on although its state is sound, or None; then the stop is this error.
+        self.failure: ValueError | OSError | None = None
         self._previous: dict[signal.Signals, object] = {}
 
     @property
     def wanted(self) -> bool:
         """Whether this process has a reason to stop after the step."""
-        return self.received is not None or bool(self.failure)
+        return self.received is not None or self.failure is not None
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
@@ -69,6 +69,14 @@ class Agreement:
         return tuple(bool(flag) for flag in tensor)
 
 
+def save_to_continue(trainer) -> str:
+    """Write the checkpoint of the step that was just done, if it is not there; returns what a message says of it."""
+    name = f"model_{trainer.iter:07d}"
+    if comm.is_main_process() and trainer.checkpointer.newest != name:
+        trainer.checkpointer.save(name, iteration=trainer.iter)
+    return f"--resume continues from {name}.pth, after iteration {trainer.iter}"
+
+
 class StopHook(hooks.HookBase):
     """The last hook of a step: where a stop was agreed on, write a checkpoint and exit with EXIT_STOPPED."""
 
@@ -77,14 +85,12 @@ class StopHook(hooks.HookBase):
         # The end of the run is as good a place to stop.
         if not trainer.stop_agreed or trainer.iter + 1 >= trainer.max_iter:
             return
-        name = f"model_{trainer.iter:07d}"
-        if comm.is_main_process() and trainer.checkpointer.newest != name:
-            trainer.checkpointer.save(name, iteration=trainer.iter)
+        advice = save_to_continue(trainer)
         # A launcher that sees the first process end kills the others: none may go before the file is there.
-        comm.synchronize()
-        if failure := trainer.stop_request.failure:
-            raise ChildProcessError(f"{failure}. --resume continues from {name}.pth, after iteration {trainer.iter}")
-        logger.warning(f"stopped on request after iteration {trainer.iter}; --resume continues from {name}.pth")
+        failures = [failure for failure in comm.all_gather(trainer.stop_request.failure) if failure is not None]
+        if failures:
+            raise type(failures[0])(f"{failures[0]}. {advice}")
+        logger.warning(f"stopped on request after iteration {trainer.iter}; {advice.partition(',')[0]}")
         raise SystemExit(EXIT_STOPPED)
 
 

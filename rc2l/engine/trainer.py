@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rc2l.collectives import average_over_processes, broadcast_buffers, from_next_process, gather_over_processes
+from rc2l.data.errors import DatasetError
 from rc2l.data.loader import build_test_loader, build_train_loader
 from rc2l.data.splits import Split, hidden_labels
 from rc2l.engine.checkpoint import RunCheckpointer
 from rc2l.engine.divergence import CollapseWatch, FiniteGuard, not_finite, write_dump
+from rc2l.engine.entry_point import message_of
 from rc2l.engine.evaluation_hook import EvaluationHook
 from rc2l.engine.history import MetricHistory
 from rc2l.engine.monitor import pseudo_label_metrics, write_metrics
@@ -196,6 +198,10 @@ class SemiSupervisedTrainer(TrainerBase):
         self._batches = iter(self._loader)
         try:
             with self.stop_request:
+                if self.start_iter < self.max_iter:
+                    self._load_batch()
+                    if failures := [failure for failure in comm.all_gather(self.stop_request.failure) if failure]:
+                        raise failures[0]
                 super().train(self.start_iter, self.max_iter)
         finally:
             # Left to the garbage collector, the loader's workers are waited for in vain, 5 s each.
@@ -244,11 +250,18 @@ class SemiSupervisedTrainer(TrainerBase):
         most = min(test.PSEUDO_LABEL_IMAGES, test.MAX_IMAGES or test.PSEUDO_LABEL_IMAGES)
         return hidden_labels(self.cfg, self.split, most)
 
-    def run_step(self) -> None:
+    def _load_batch(self) -> None:
+        """Wait for the batch of the next step; what goes wrong with it is a reason to stop before that step."""
         start = time.perf_counter()
-        batch = next(self._batches)
-        self.stop_request.failure = self._loader.death
-        data_time = time.perf_counter() - start
+        try:
+            self._batch = next(self._batches)
+            self.stop_request.failure = self._loader.death
+        except DatasetError as error:  # a file that was whole when the run began
+            self.stop_request.failure = DatasetError(message_of(error))
+        self._data_time = time.perf_counter() - start
+
+    def run_step(self) -> None:
+        batch, data_time = self._batch, self._data_time
         self.seed_step()
         try:
             metrics = self.step(batch.to(self.device), self.iter)
@@ -260,6 +273,9 @@ class SemiSupervisedTrainer(TrainerBase):
         if metrics and ((self.iter + 1) % LOG_PERIOD == 0 or self.iter + 1 == self.max_iter):
             own = write_metrics(self.storage, metrics(), data_time)
             self._collapse.look(own, self.iter)
+        if self.iter + 1 < self.max_iter:
+            self._load_batch()
+        (self.stop_agreed,) = self._agreement.any(self.stop_request.wanted)
 
     def step(self, batch: TrainingBatch, iteration: int) -> Callable[[], dict[str, Tensor]] | None:
         """One training step; returns a function that computes its metrics, called only when they are logged.
@@ -360,7 +376,7 @@ class SemiSupervisedTrainer(TrainerBase):
         # Under fp16 the scaler looks after gradients: it skips the update and lowers its scale.
         checked = {"total_loss": total, **losses} | ({} if self.scaler.is_enabled() else {"gradient_norm": norm})
         bad = not_finite(checked)
-        self.stop_agreed, diverged = self._agreement.any(self.stop_request.wanted, bool(bad))
+        (diverged,) = self._agreement.any(bool(bad))
         if diverged:
             self.optimizer.zero_grad()
             if self._guard.skip(iteration):
