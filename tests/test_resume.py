@@ -20,7 +20,7 @@ from tests.training_server import Kill, TrainingServer
 SCHEDULE = """SOLVER.MAX_ITER 45 SOLVER.CHECKPOINT_PERIOD 7 TEST.EVAL_PERIOD 11 SOLVER.CHECKPOINTS_KEPT 2 SEMI.BURN_IN 5
 MODEL.MASK_FORMER.DROPOUT 0.1 INPUT.CROP.SIZE [32,32] TEST.MAX_IMAGES 2""".split()
 #: What depends on the clock.
-TIMES = {"time", "data_time", "eta_seconds", "rank_data_time"}
+TIMES = {"time", "data_time", "eta_seconds", "rank_data_time", "memory_mib"}
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from rc2l.evaluation import SemSegEvaluator
 from rc2l.evaluation.extremes import Extremes, best_and_worst
 from rc2l.visualization.grid import confidence_map, error_map, legend_of, picture_grid, shrink
 from tests.shared_data import REPO
+from tests.tool_modules import load_tool
 
 TINY = """MODEL.SEM_SEG_HEAD.CONVS_DIM 32 MODEL.SEM_SEG_HEAD.MASK_DIM 32 MODEL.MASK_FORMER.HIDDEN_DIM 32
 MODEL.MASK_FORMER.DIM_FEEDFORWARD 32 MODEL.MASK_FORMER.DEC_LAYERS 2 SOLVER.IMS_PER_BATCH 2
@@ -65,7 +66,7 @@ def test_pictures_come_with_evaluations_and_change_no_bit_of_training(with_pictu
     files = [torch.load(folder / "model_final.pth", weights_only=True) for folder in (with_pictures, tmp_path)]
     for network in ("model", "teacher"):
         assert all(torch.equal(tensor, files[1][network][name]) for name, tensor in files[0][network].items())
-    clock = {"time", "data_time", "eta_seconds"}
+    clock = {"time", "data_time", "eta_seconds", "memory_mib"}
     for one, other in zip(rows(with_pictures), rows(tmp_path), strict=True):
         assert {key: one[key] for key in one.keys() - clock} == {key: other[key] for key in other.keys() - clock}
     assert not [name for name in names(tmp_path / "inference") if not name.endswith(".json")]
@@ -171,3 +172,12 @@ def test_small_pictures():
     assert legend[0][1] == (9, 9, 9) and legend[1][0] == "ignored"
     grid = picture_grid([[image, image]] * 2, ("one", "two"), ("row " * 100, "日本"), legend, edge=90)
     assert grid.dtype == np.uint8 and grid.shape[1] < 250 and (grid == (120, 60, 30)).all(axis=2).sum() == 4 * 90 * 30
+
+
+def test_a_report_of_a_real_run(with_pictures, tmp_path):
+    from tests.test_report import Page
+
+    load_tool("report").main([str(with_pictures), "--output", str(tmp_path / "page.html")])
+    page = Page((tmp_path / "page.html").read_text())
+    assert {"Worst images", "While training", "triangle", "SEMI.BURN_IN", "loss_rcc"} & set(page.texts)
+    assert len(page.pictures) > 10

@@ -15,8 +15,9 @@ logger = logging.getLogger(__name__)
 
 #: Values over which detectron2's writers take a median.
 WINDOW = 20
-#: What depends on the clock. Restored after a break, such a value would make a row of its own at its old iteration.
-CLOCK = {"time", "data_time", "eta_seconds", "rank_data_time"}
+#: What depends on the clock and the machine. Restored after a break, such a value would make a row of its own at its
+#: old iteration.
+CLOCK = {"time", "data_time", "eta_seconds", "rank_data_time", "memory_mib"}
 
 
 class RowWriter(EventWriter):

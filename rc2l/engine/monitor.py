@@ -1,6 +1,7 @@
 """Numbers worth watching, kept on the device and fetched once every few iterations."""
 
 import math
+import sys
 
 import torch
 from detectron2.utils import comm
@@ -9,6 +10,11 @@ from torch import Tensor
 
 from rc2l.structures.label_map import with_ignored_as
 from rc2l.structures.views import PseudoLabels
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None
 
 
 def pseudo_label_metrics(pseudo: PseudoLabels, mixed_label_map: Tensor, class_names: list[str]) -> dict[str, Tensor]:
@@ -37,15 +43,28 @@ def pseudo_label_metrics(pseudo: PseudoLabels, mixed_label_map: Tensor, class_na
     return metrics | {f"pseudo/class_share/{name}": share for name, share in zip(class_names, shares, strict=True)}
 
 
+def peak_memory() -> float | None:
+    """MiB that this process had at most: of its GPU where it uses one, else of the machine; None: nobody knows."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def write_metrics(storage: EventStorage, metrics: dict[str, Tensor], data_time: float) -> dict[str, float]:
     """Put the mean over processes of 0-d tensors, if finite, into the event storage with one device-to-host copy.
+
+    With them go ``data_time``, the seconds of this step that were spent waiting for images, and ``memory_mib``, the
+    most memory so far, each of the process that has most.
 
     Returns:
         This process's own values.
     """
     values = torch.stack([value.detach().float() for value in metrics.values()]).cpu().tolist()
     own = dict(zip(metrics, values, strict=True))
-    gathered = comm.gather(own | {"data_time": data_time})
+    gathered = comm.gather(own | {"data_time": data_time, "memory_mib": peak_memory()})
     if comm.is_main_process():
         for name in own:
             mean = sum(process[name] for process in gathered) / len(gathered)
@@ -53,4 +72,6 @@ def write_metrics(storage: EventStorage, metrics: dict[str, Tensor], data_time: 
             if math.isfinite(mean):
                 storage.put_scalar(name, mean)
         storage.put_scalar("data_time", max(process["data_time"] for process in gathered))
+        if all(process["memory_mib"] for process in gathered):
+            storage.put_scalar("memory_mib", max(process["memory_mib"] for process in gathered))
     return own

@@ -35,7 +35,7 @@ _FREE = (
     *("MODEL.TIMM.PRETRAINED", "MODEL.TIMM.CHECKPOINTING", "MODEL.SWIN.USE_CHECKPOINT", "MODEL.MASK_FORMER.TEST.*"),
 )
 #: Keys that change no result.
-_WITHOUT_EFFECT = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD")
+WITHOUT_EFFECT = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD")
 #: Which of them differ says how parameters are grouped in the optimiser.
 _GROUPING = (
     *("SOLVER.BACKBONE_MULTIPLIER", "SOLVER.BACKBONE_LAYER_DECAY", "SOLVER.BASE_LR"),
@@ -68,7 +68,7 @@ class RunRecord:
     @cached_property
     def _data(self) -> dict[str, Any]:
         return {
-            "config": {key: value for key, value in settings(self._cfg).items() if key not in _WITHOUT_EFFECT},
+            "config": {key: value for key, value in settings(self._cfg).items() if key not in WITHOUT_EFFECT},
             "split": self._split.hash,
             "labeled": _tensor(_digests(self._split.labeled)),
             "unlabeled": _tensor(_digests(self._split.unlabeled)),
