@@ -21,7 +21,7 @@ FLOORS = {
     "modeling": 2,
     "data": 2,
     "visualization": 3,
-    "evaluation": 4,
+    "evaluation": 5,
     "semi": 4,
     "config": 5,
     "inference": 7,

@@ -11,7 +11,6 @@ from PIL import Image
 
 import train_net
 from rc2l.data.datasets.shapes import generate_shapes
-from rc2l.engine.pictures import hidden_label
 from rc2l.engine.run import argument_parser
 from rc2l.evaluation import SemSegEvaluator
 from rc2l.evaluation.extremes import Extremes, best_and_worst
@@ -147,17 +146,6 @@ def test_extremes_keep_few_pictures_and_draw_no_others():
     best, worst = best_and_worst([each for part in parts for each in part.kept], 3)
     assert [each.score for each in best] == [49, 48, 47] and [each.score for each in worst] == [0, 1, 2]
     assert sum(len(part.kept) for part in parts) == 12 and len(drawn) < 40
-
-
-def test_hidden_labels_are_those_of_the_split_and_of_the_same_classes(datasets):
-    from rc2l.data.datasets import load_records
-
-    record = load_records("shapes_sem_seg_train")[0]
-    classes = MetadataCatalog.get("shapes_sem_seg_train").stuff_classes
-    bare = {key: value for key, value in record.items() if key != "sem_seg_file_name"}
-    assert (hidden_label(bare, classes) == np.array(Image.open(record["sem_seg_file_name"]))).all()
-    assert hidden_label(bare, [*classes[:-1], "another"]) is None
-    assert hidden_label(bare | {"image_id": "unknown"}, classes) is None
 
 
 def test_small_pictures():

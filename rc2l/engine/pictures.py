@@ -23,7 +23,8 @@ from rc2l.data.errors import DatasetError
 from rc2l.data.mapper import EvaluationMapper, UnlabeledMapper, seeded_randomness
 from rc2l.data.partial_labels import read_record_label
 from rc2l.data.reading import read_image
-from rc2l.data.splits import Split
+from rc2l.data.splits import Split, hidden_labels
+from rc2l.evaluation.scorer import build_scorer
 from rc2l.modeling.segmentor import Segmentor
 from rc2l.semi.labeler import STUDENT, Labeler
 from rc2l.semi.pseudo_label import pseudo_labels
@@ -134,7 +135,7 @@ class TrainingPictures:
         seed: int,
     ) -> None:
         self.cfg, self.labeler, self.autocast, self.seed = cfg, labeler, autocast, seed
-        self.records = split.unlabeled[:NUM_IMAGES] if needs.unlabeled else []
+        self.records = _shown_records(cfg, split) if needs.unlabeled else []
         self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         self.colors, self.class_names = class_colors(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), self.num_classes)
 
@@ -159,7 +160,7 @@ class TrainingPictures:
         for number, record in enumerate(self.records):
             with seeded_randomness(self.seed, _KEY, number):
                 sample = mapper(record)
-            label = hidden_label(record, self.class_names)
+            label = _label_of(record)
             if label is not None:
                 # The same numbers again, this time with the label beside the image.
                 with seeded_randomness(self.seed, _KEY, number):
@@ -222,7 +223,7 @@ class TrainingPictures:
         return [EvaluationMapper(self.cfg)(records[index]) for index in chosen.tolist()]
 
     def _draw_test(self) -> np.ndarray:
-        networks = self.labeler.networks
+        networks = {name: build_scorer(self.cfg, network) for name, network in self.labeler.networks.items()}
         titles = ["image", "truth", *networks, f"errors of {next(iter(networks))}"]
         rows, captions, maps = [], [], []
         for sample in self._test:
@@ -246,20 +247,22 @@ class TrainingPictures:
             return network(self._on_device(image), auxiliary=False).float()
 
 
-def hidden_label(record: dict, class_names: list[str]) -> np.ndarray | None:
-    """The label (H, W) uint8 of an image that the split took it from, for the eye alone; None: there is none.
+def _shown_records(cfg: CfgNode, split: Split) -> list[dict]:
+    """Unlabelled images; first those whose labels the split hides, which say most."""
+    known = hidden_labels(cfg, split, NUM_IMAGES)
+    names = {record["file_name"] for record in known}
+    others = [record for record in split.unlabeled[: 2 * NUM_IMAGES] if record["file_name"] not in names]
+    return [*known, *others][:NUM_IMAGES]
 
-    Args:
-        record: of ``Split.unlabeled``.
-        class_names: those of the training; a dataset with others has other labels.
-    """
+
+def _label_of(record: dict) -> np.ndarray | None:
+    """(H, W) uint8; None where there is none, or where its file is damaged, which training need not notice."""
+    if "sem_seg_file_name" not in record:
+        return None
     try:
-        records = load_records(record["dataset"])
-        if MetadataCatalog.get(record["dataset"]).get("stuff_classes") != class_names:
-            return None
-        found = next(each for each in records if str(each["image_id"]) == str(record["image_id"]))
-        return read_record_label(found) if "sem_seg_file_name" in found else None
-    except (DatasetError, StopIteration):
+        return read_record_label(record)
+    except DatasetError as error:
+        logger.warning(f"shown without its label: {error}")
         return None
 
 

@@ -175,7 +175,9 @@ def classes(groups: Sequence[Group]) -> dict:
         share = f"{100 * count / total:.2f}" if count is not None else ""
         rows.append({"name": name, "pixels": "" if count is None else f"{count:,}", "share": share, "cells": cells})
     totals = []
-    for key in ("mIoU", "mean_accuracy", "pixel_accuracy", "fwIoU"):
+    for key in ("mIoU", "mean_accuracy", "pixel_accuracy", "fwIoU", "mDice", "boundary_mIoU"):
+        if not any(key in result for result in every):
+            continue
         cells = [with_deviation([result.get(key) for result in group]) for group in results]
         totals.append({"name": key.replace("_", " "), "cells": cells})
     first = every[0]
