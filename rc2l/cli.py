@@ -8,6 +8,7 @@ from rc2l.project_files import project_folder
 
 #: Command -> (script in tools/, or the first arguments of train_net.py; what it does).
 COMMANDS = {
+    "new": ("new.py", "look at a folder of images and write the files that training needs"),
     "train": ([], "train a network; --run continues a run"),
     "eval": (["--eval-only"], "score a checkpoint: --run output/x, or --config-file and MODEL.WEIGHTS"),
     "predict": ("predict.py", "label images"),

@@ -26,7 +26,7 @@ def read_categories(path: Path) -> dict[int, str]:
     Raises:
         DatasetError: the file is missing, no COCO JSON, or two categories share an id.
     """
-    categories = _read_json(path)["categories"]
+    categories = read_json(path)["categories"]
     names = {category["id"]: category["name"] for category in categories}
     if len(names) < len(categories):
         raise DatasetError(f"{path}: two categories have the same id; give each category an id of its own")
@@ -59,7 +59,7 @@ def load_coco(
         DatasetError: the file is missing or no COCO JSON, an annotation cannot be used, or the labels cannot be
             written.
     """
-    content = _read_json(path)
+    content = read_json(path)
     pictures = {picture["id"]: picture for picture in content["images"]}
     annotations = _by_image(path, content, pictures, category_map)
     folder = (cache or path.parent) / f"{path.stem}-labels-{_digest(path, category_map, background)}"
@@ -85,7 +85,7 @@ def load_coco(
     ]
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
     if not path.is_file():
         raise DatasetError(f"{path}: no such file; 'coco' names a COCO-style JSON file")
     state = path.stat()
