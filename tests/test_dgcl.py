@@ -404,13 +404,13 @@ def test_loss_does_not_depend_on_unused_pixels_or_the_length_of_vectors():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_anchors": 0}, r"DGCL\.NUM_ANCHORS is 0: it must be at least 1"),
-        ({"temperature": 0.0}, r"DGCL\.TEMPERATURE is 0\.0: it must be above 0"),
-        ({"neighbors": (0, 8)}, r"DGCL\.NEIGHBORS is \[0, 8\]"),
-        ({"neighbors": ()}, r"DGCL\.NEIGHBORS is \[\]"),
-        ({"skip_classes": (-1,)}, r"DGCL\.SKIP_CLASSES is \[-1\]"),
-        ({"anchors": "dense"}, r"DGCL\.ANCHORS is 'dense'.*low_density, random, low_confidence"),
-        ({"positives": "dense"}, r"DGCL\.POSITIVES is 'dense'.*high_density, average, high_confidence"),
+        ({"num_anchors": 0}, r"DgclOptions\.num_anchors is 0: it must be a whole number in \[1, "),
+        ({"temperature": 0.0}, r"DgclOptions\.temperature is 0\.0: it must be a number above 0"),
+        ({"neighbors": (0, 8)}, r"DgclOptions\.neighbors is \(0, 8\)"),
+        ({"neighbors": ()}, r"DgclOptions\.neighbors is \(\)"),
+        ({"skip_classes": (-1,)}, r"DgclOptions\.skip_classes is \(-1,\)"),
+        ({"anchors": "dense"}, r"DgclOptions\.anchors is 'dense'.*low_density, random or low_confidence"),
+        ({"positives": "dense"}, r"DgclOptions\.positives is 'dense'.*high_density, average or high_confidence"),
     ],
 )
 def test_bad_options_are_one_error(options, message):

@@ -129,5 +129,5 @@ def test_few_kept_pixels_are_a_collapse_and_the_state_survives_a_restart():
 
 
 def test_bad_limits_are_refused():
-    with pytest.raises(ValueError, match=r"SEMI\.COLLAPSE\.MAX_CLASS_SHARE is 98: it must be between 0 and 1"):
+    with pytest.raises(ValueError, match=r"SEMI\.COLLAPSE\.MAX_CLASS_SHARE is 98: it must be a number in \[0, 1\]"):
         CollapseWatch(98, 0.01, 1)

@@ -7,13 +7,13 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from rc2l.config import get_rc2l_cfg
-from rc2l.detectron2_keys import without_effect
+from rc2l.config.detectron2_keys import without_effect
 from rc2l.engine.config_file import check_config, load_config
 from rc2l.ranges import RANGES, Range, flatten, integer, number, smallest_largest
 from tests.shared_data import REPO
 
 DECLARE = """
-{keys}: no range is declared. Beside the key (rc2l/config.py) or beside what reads it, write
+{keys}: no range is declared. Beside the key (rc2l/config/) or beside what reads it, write
     declare("NODE", {{"KEY": number(at_least=0)}})
 with one of the descriptions in rc2l/ranges.py: number, integer, flag, one_of, text, several, exactly, ..."""
 #: Values that no key shall take unless its range says so: kind -> value.

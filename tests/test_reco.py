@@ -224,10 +224,10 @@ def test_half_precision_is_computed_in_float32(dtype):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_queries": 0}, r"RECO\.NUM_QUERIES is 0"),
-        ({"temperature": 0.0}, r"RECO\.TEMPERATURE is 0\.0"),
-        ({"hard_threshold": 1.5}, r"RECO\.HARD_THRESHOLD is 1\.5"),
-        ({"queries": "hard"}, r"RECO\.QUERIES is 'hard'.*active, random, easy"),
+        ({"num_queries": 0}, r"RecoOptions\.num_queries is 0"),
+        ({"temperature": 0.0}, r"RecoOptions\.temperature is 0\.0"),
+        ({"hard_threshold": 1.5}, r"RecoOptions\.hard_threshold is 1\.5"),
+        ({"queries": "hard"}, r"RecoOptions\.queries is 'hard'.*active, random or easy"),
     ],
 )
 def test_bad_options_are_one_error(options, message):

@@ -9,8 +9,8 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from rc2l.config import get_rc2l_cfg
+from rc2l.config.detectron2_keys import without_effect
 from rc2l.data.datasets import register_custom_datasets
-from rc2l.detectron2_keys import without_effect
 from rc2l.project_files import project_config
 from rc2l.ranges import check_ranges, flatten
 from rc2l.yaml_file import read_yaml_with_bases

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from rc2l.engine.checkpoint_file import CheckpointError, write_checkpoint
+from rc2l.structures.ranges import SHARE
 from rc2l.structures.training_batch import TrainingBatch
 
 logger = logging.getLogger(__name__)
@@ -87,8 +88,7 @@ class CollapseWatch:
 
     def __init__(self, max_class_share: float, min_kept_share: float, patience: int) -> None:
         for key, value in (("MAX_CLASS_SHARE", max_class_share), ("MIN_KEPT_SHARE", min_kept_share)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"SEMI.COLLAPSE.{key} is {value}: it must be between 0 and 1")
+            SHARE.check(f"SEMI.COLLAPSE.{key}", value)
         self.max_class_share, self.min_kept_share, self.patience = max_class_share, min_kept_share, patience
         #: Symptom -> iteration at which it began.
         self.since: dict[str, int] = {}

@@ -15,9 +15,21 @@ from torch import Tensor
 
 from rc2l.losses.density import local_density
 from rc2l.structures.class_groups import ClassGroups
+from rc2l.structures.ranges import MOST_THINGS, check_fields, integer, number, one_of, several
 
 ANCHORS = ("low_density", "random", "low_confidence")
 POSITIVES = ("high_density", "average", "high_confidence")
+#: What each field of :class:`DgclOptions` may be.
+OPTIONS = {
+    "num_anchors": integer(at_least=1, at_most=MOST_THINGS),
+    "num_positives": integer(at_least=1, at_most=MOST_THINGS),
+    "num_negatives": integer(at_least=1, at_most=MOST_THINGS),
+    "temperature": number(above=0),
+    "neighbors": several(integer(at_least=1, at_most=MOST_THINGS), at_least=1),
+    "skip_classes": several(integer(at_least=0, at_most=254)),
+    "anchors": one_of(*ANCHORS),
+    "positives": one_of(*POSITIVES),
+}
 
 
 @dataclass(frozen=True)
@@ -41,20 +53,7 @@ class DgclOptions:
     positives: str = "high_density"
 
     def __post_init__(self) -> None:
-        for key in ("num_anchors", "num_positives", "num_negatives"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"DGCL.{key.upper()} is {getattr(self, key)}: it must be at least 1")
-        if self.temperature <= 0:
-            raise ValueError(f"DGCL.TEMPERATURE is {self.temperature}: it must be above 0")
-        if not self.neighbors or min(self.neighbors) < 1:
-            raise ValueError(f"DGCL.NEIGHBORS is {list(self.neighbors)}: it must be numbers of neighbours, at least 1")
-        if any(k < 0 for k in self.skip_classes):
-            raise ValueError(f"DGCL.SKIP_CLASSES is {list(self.skip_classes)}: class ids begin at 0")
-        for key, choices in (("anchors", ANCHORS), ("positives", POSITIVES)):
-            if getattr(self, key) not in choices:
-                raise ValueError(
-                    f"DGCL.{key.upper()} is '{getattr(self, key)}': it must be one of {', '.join(choices)}"
-                )
+        check_fields(self, OPTIONS)
 
     def without_skipped(self, labels: Tensor, num_classes: int) -> Tensor:
         """Labels 0..K with those of skipped classes set to K, no class."""

@@ -16,10 +16,22 @@ from torch import Tensor
 from rc2l.structures.class_groups import ClassGroups, class_counts
 from rc2l.structures.class_ring import ClassRing
 from rc2l.structures.label_map import with_ignored_as
+from rc2l.structures.ranges import MOST_THINGS, SHARE, check_fields, integer, number, one_of
 
 QUERIES = ("active", "random", "easy")
 KEYS = ("active", "random")
 KEY_SETS = ("class", "query")
+#: What each field of :class:`RecoOptions` may be.
+OPTIONS = {
+    "num_queries": integer(at_least=1, at_most=MOST_THINGS),
+    "num_keys": integer(at_least=1, at_most=MOST_THINGS),
+    "temperature": number(above=0),
+    "relation_temperature": number(above=0),
+    "hard_threshold": SHARE,
+    "queries": one_of(*QUERIES),
+    "keys": one_of(*KEYS),
+    "key_sets": one_of(*KEY_SETS),
+}
 #: Largest number of similarities held at once where every query has keys of its own.
 _BLOCK = 2**23
 
@@ -47,19 +59,7 @@ class RecoOptions:
     key_sets: str = "class"
 
     def __post_init__(self) -> None:
-        for key in ("num_queries", "num_keys"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"RECO.{key.upper()} is {getattr(self, key)}: it must be at least 1")
-        for key in ("temperature", "relation_temperature"):
-            if getattr(self, key) <= 0:
-                raise ValueError(f"RECO.{key.upper()} is {getattr(self, key)}: it must be above 0")
-        if not 0 <= self.hard_threshold <= 1:
-            raise ValueError(f"RECO.HARD_THRESHOLD is {self.hard_threshold}: it must be in [0, 1]")
-        for key, choices in (("queries", QUERIES), ("keys", KEYS), ("key_sets", KEY_SETS)):
-            if getattr(self, key) not in choices:
-                raise ValueError(
-                    f"RECO.{key.upper()} is '{getattr(self, key)}': it must be one of {', '.join(choices)}"
-                )
+        check_fields(self, OPTIONS)
 
 
 @dataclass

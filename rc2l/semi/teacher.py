@@ -8,7 +8,12 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from rc2l.modeling.segmentor import Segmentor
+from rc2l.ranges import declare, number
 from rc2l.semi.labeler import STUDENT, Labeler
+
+#: What tau may be.
+DECAY = number(at_least=0, below=1)
+declare("SEMI", {"TEACHER.DECAY": DECAY})
 
 
 def ema_decay(step: int, tau: float) -> float:
@@ -44,8 +49,7 @@ class Teacher:
     """
 
     def __init__(self, student: nn.Module, tau: float, burn_in: int = 0, average_buffers: bool = False) -> None:
-        if not 0 <= tau < 1:
-            raise ValueError(f"SEMI.TEACHER.DECAY is {tau}: it must be at least 0 and below 1")
+        DECAY.check("SEMI.TEACHER.DECAY", tau)
         self.tau = tau
         self.restart = max(burn_in - 1, 0)
         self.average_buffers = average_buffers

@@ -7,12 +7,13 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from rc2l.losses.dgcl import ANCHORS, POSITIVES, Dgcl, DgclOptions, dgcl_loss
+from rc2l.losses.dgcl import OPTIONS, Dgcl, DgclOptions, dgcl_loss
 from rc2l.modeling.segmentor import Segmentor
 from rc2l.modeling.training_network import ProjectionHead
 from rc2l.ranges import (
     MOST_CHANNELS,
     MOST_THINGS,
+    SHARE,
     config_check,
     config_node,
     declare,
@@ -20,8 +21,6 @@ from rc2l.ranges import (
     flag,
     integer,
     number,
-    one_of,
-    several,
 )
 from rc2l.semi.density_memory import DensityMemory
 from rc2l.semi.objective import OBJECTIVE_REGISTRY, Objective
@@ -33,8 +32,6 @@ from rc2l.structures.label_map import IGNORE, sample_nearest, with_ignored_as
 from rc2l.structures.needs import Needs
 
 logger = logging.getLogger(__name__)
-
-_SHARE = number(at_least=0, at_most=1)
 
 
 @config_node
@@ -86,23 +83,16 @@ def add_dgcl_config(cfg: CfgNode) -> None:
 
 declare(
     "DGCL",
-    {
+    {option.upper(): allowed for option, allowed in OPTIONS.items()}
+    | {
         "ENABLED": flag(),
         "WEIGHT": number(at_least=0),
         "DIM": integer(at_least=1, at_most=MOST_CHANNELS),
-        "TEMPERATURE": number(above=0),
-        "NUM_ANCHORS": integer(at_least=1, at_most=MOST_THINGS),
-        "NUM_POSITIVES": integer(at_least=1, at_most=MOST_THINGS),
-        "NUM_NEGATIVES": integer(at_least=1, at_most=MOST_THINGS),
-        "NEIGHBORS": several(integer(at_least=1, at_most=MOST_THINGS), at_least=1),
-        "SKIP_CLASSES": several(integer(at_least=0, at_most=254)),
-        "ANCHORS": one_of(*ANCHORS),
-        "POSITIVES": one_of(*POSITIVES),
-        "DROPPED_SHARE": exactly(_SHARE, _SHARE),
+        "DROPPED_SHARE": exactly(SHARE, SHARE),
         "MAX_PIXELS": integer(at_least=1, at_most=MOST_THINGS),
         "MEMORY_PER_CLASS": integer(at_least=1, at_most=MOST_THINGS),
         "ADDED_PER_CLASS": integer(at_least=1, at_most=MOST_THINGS),
-        "MEMORY_CONFIDENCE": _SHARE,
+        "MEMORY_CONFIDENCE": SHARE,
         "REFRESHED_PER_CLASS": integer(at_least=0, at_most=MOST_THINGS),
     },
 )
@@ -140,16 +130,9 @@ class DensityGuidedContrast(Objective):
     def __init__(self, cfg: CfgNode, network: Segmentor, class_names: Sequence[str]) -> None:
         super().__init__(cfg, network, class_names)
         dgcl = cfg.DGCL
-        self.options = DgclOptions(
-            num_anchors=dgcl.NUM_ANCHORS,
-            num_positives=dgcl.NUM_POSITIVES,
-            num_negatives=dgcl.NUM_NEGATIVES,
-            temperature=dgcl.TEMPERATURE,
-            neighbors=tuple(dgcl.NEIGHBORS),
-            skip_classes=tuple(dgcl.SKIP_CLASSES),
-            anchors=dgcl.ANCHORS,
-            positives=dgcl.POSITIVES,
-        )
+        options = {option: dgcl[option.upper()] for option in OPTIONS}
+        lists = {option: tuple(value) for option, value in options.items() if isinstance(value, list)}
+        self.options = DgclOptions(**options | lists)
         self.weight = dgcl.WEIGHT
         self.dim = dgcl.DIM
         self.dropped_share = tuple(dgcl.DROPPED_SHARE)

@@ -8,10 +8,10 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from rc2l.losses.reco import KEY_SETS, KEYS, QUERIES, Reco, RecoOptions, reco_loss
+from rc2l.losses.reco import OPTIONS, Reco, RecoOptions, reco_loss
 from rc2l.modeling.segmentor import Segmentor
 from rc2l.modeling.training_network import ProjectionHead
-from rc2l.ranges import MOST_CHANNELS, MOST_THINGS, config_node, declare, flag, integer, number, one_of
+from rc2l.ranges import MOST_CHANNELS, MOST_THINGS, SHARE, config_node, declare, flag, integer, number
 from rc2l.semi.objective import OBJECTIVE_REGISTRY, Objective
 from rc2l.semi.step import Step
 from rc2l.structures.class_ring import ClassRing, choose_entries
@@ -61,19 +61,12 @@ def add_reco_config(cfg: CfgNode) -> None:
 
 declare(
     "RECO",
-    {
+    {option.upper(): allowed for option, allowed in OPTIONS.items()}
+    | {
         "ENABLED": flag(),
         "WEIGHT": number(at_least=0),
         "DIM": integer(at_least=1, at_most=MOST_CHANNELS),
-        "NUM_QUERIES": integer(at_least=1, at_most=MOST_THINGS),
-        "NUM_KEYS": integer(at_least=1, at_most=MOST_THINGS),
-        "TEMPERATURE": number(above=0),
-        "RELATION_TEMPERATURE": number(above=0),
-        "HARD_THRESHOLD": number(at_least=0, at_most=1),
-        "PSEUDO_THRESHOLD": number(at_least=0, at_most=1),
-        "QUERIES": one_of(*QUERIES),
-        "KEYS": one_of(*KEYS),
-        "KEY_SETS": one_of(*KEY_SETS),
+        "PSEUDO_THRESHOLD": SHARE,
         "MEMORY_PER_CLASS": integer(at_least=0, at_most=MOST_THINGS),
         "ADDED_PER_CLASS": integer(at_least=1, at_most=MOST_THINGS),
     },
@@ -93,16 +86,7 @@ class RegionalContrast(Objective):
     def __init__(self, cfg: CfgNode, network: Segmentor, class_names: Sequence[str]) -> None:
         super().__init__(cfg, network, class_names)
         reco = cfg.RECO
-        self.options = RecoOptions(
-            num_queries=reco.NUM_QUERIES,
-            num_keys=reco.NUM_KEYS,
-            temperature=reco.TEMPERATURE,
-            relation_temperature=reco.RELATION_TEMPERATURE,
-            hard_threshold=reco.HARD_THRESHOLD,
-            queries=reco.QUERIES,
-            keys=reco.KEYS,
-            key_sets=reco.KEY_SETS,
-        )
+        self.options = RecoOptions(**{option: reco[option.upper()] for option in OPTIONS})
         self.weight = reco.WEIGHT
         self.dim = reco.DIM
         self.pseudo_threshold = reco.PSEUDO_THRESHOLD

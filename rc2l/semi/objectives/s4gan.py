@@ -10,7 +10,7 @@ from rc2l.losses.s4gan import discriminator_loss, feature_matching_loss, one_hot
 from rc2l.losses.self_training import pixel_cross_entropy
 from rc2l.modeling.discriminator import Discriminator
 from rc2l.modeling.segmentor import Segmentor
-from rc2l.ranges import MOST_CHANNELS, config_node, declare, integer, number
+from rc2l.ranges import MOST_CHANNELS, SHARE, config_node, declare, integer, number
 from rc2l.semi.method import METHOD_REGISTRY, Method
 from rc2l.semi.objective import Objective
 from rc2l.semi.objectives.pixels import supervised_objective
@@ -40,7 +40,7 @@ declare(
     {
         "FEATURE_MATCHING_WEIGHT": number(at_least=0),
         "SELF_TRAINING_WEIGHT": number(at_least=0),
-        "SCORE_THRESHOLD": number(at_least=0, at_most=1),
+        "SCORE_THRESHOLD": SHARE,
         "DISCRIMINATOR_LR": number(at_least=0),
         "DISCRIMINATOR_WIDTH": integer(at_least=1, at_most=MOST_CHANNELS),
     },

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rc2l.losses.self_training import confident_share, pixel_cross_entropy
 from rc2l.modeling.segmentor import Segmentor
-from rc2l.ranges import config_node, declare, exactly, number
+from rc2l.ranges import SHARE, config_node, declare, exactly
 from rc2l.semi.method import METHOD_REGISTRY, Method
 from rc2l.semi.objective import Objective
 from rc2l.semi.objectives.pixels import supervised_objective
@@ -19,8 +19,6 @@ from rc2l.structures.label_map import IGNORE
 from rc2l.structures.needs import Needs
 from rc2l.structures.outputs import SegmentationOutput
 from rc2l.structures.views import View
-
-_SHARE = number(at_least=0, at_most=1)
 
 
 @config_node
@@ -35,7 +33,7 @@ def add_self_training_config(cfg: CfgNode) -> None:
     cfg.SELF_TRAINING.KEPT_SHARE = [1.0, 1.0]
 
 
-declare("SELF_TRAINING", {"CONFIDENCE_THRESHOLD": _SHARE, "KEPT_SHARE": exactly(_SHARE, _SHARE)})
+declare("SELF_TRAINING", {"CONFIDENCE_THRESHOLD": SHARE, "KEPT_SHARE": exactly(SHARE, SHARE)})
 
 
 class SelfTraining(Objective):

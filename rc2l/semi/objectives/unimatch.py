@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rc2l.losses.unimatch import confident_cross_entropy
 from rc2l.modeling.segmentor import Segmentor
-from rc2l.ranges import config_node, declare, number, one_of
+from rc2l.ranges import SHARE, config_node, declare, one_of
 from rc2l.semi.labeler import CurrentStudent
 from rc2l.semi.method import METHOD_REGISTRY, Method
 from rc2l.semi.objective import Objective
@@ -38,9 +38,9 @@ def add_unimatch_config(cfg: CfgNode) -> None:
 declare(
     "UNIMATCH",
     {
-        "CONFIDENCE_THRESHOLD": number(at_least=0, at_most=1),
+        "CONFIDENCE_THRESHOLD": SHARE,
         "VERSION": one_of(1, 2),
-        "FEATURE_SHARE": number(at_least=0, at_most=1),
+        "FEATURE_SHARE": SHARE,
     },
 )
 

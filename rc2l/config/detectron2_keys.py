@@ -11,6 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 from rc2l.ranges import (
     MOST_STEPS,
     RANGES,
+    SHARE,
     config_check,
     declare,
     either,
@@ -25,7 +26,6 @@ from rc2l.ranges import (
     text,
 )
 
-_SHARE = number(at_least=0, at_most=1)
 _NAMES = several(text(empty=False))
 _SOME_NAMES = several(text(empty=False), at_least=1)
 #: What detectron2's get_norm knows.
@@ -82,11 +82,11 @@ declare(
         "WEIGHT_DECAY_NORM": number(at_least=0),
         "GAMMA": number(above=0),
         "STEPS": several(integer(at_least=1, at_most=MOST_STEPS)),
-        "WARMUP_FACTOR": number(at_least=0, at_most=1),
+        "WARMUP_FACTOR": SHARE,
         "WARMUP_ITERS": integer(at_least=0, at_most=MOST_STEPS),
         "WARMUP_METHOD": one_of("linear", "constant"),
         "POLY_LR_POWER": number(at_least=0),
-        "POLY_LR_CONSTANT_ENDING": _SHARE,
+        "POLY_LR_CONSTANT_ENDING": SHARE,
         "CHECKPOINT_PERIOD": integer(at_least=1, at_most=MOST_STEPS),
         "IMS_PER_BATCH": integer(at_least=1, at_most=65536),
         "REFERENCE_WORLD_SIZE": only(0, "batches and rates are not scaled by the number of processes here"),

@@ -2,7 +2,19 @@
 
 from detectron2.config import CfgNode
 
-from rc2l.ranges import MOST_CHANNELS, MOST_THINGS, config_check, declare, flag, integer, number, one_of, several, text
+from rc2l.ranges import (
+    MOST_CHANNELS,
+    MOST_THINGS,
+    SHARE,
+    config_check,
+    declare,
+    flag,
+    integer,
+    number,
+    one_of,
+    several,
+    text,
+)
 
 
 def add_mask2former_config(cfg: CfgNode) -> None:
@@ -76,7 +88,7 @@ declare(
         "MASK_LOSS_ON": one_of("auto", "points", "pixels"),
         "TRAIN_NUM_POINTS": integer(at_least=1, at_most=MOST_THINGS),
         "OVERSAMPLE_RATIO": number(at_least=1),
-        "IMPORTANCE_SAMPLE_RATIO": number(at_least=0, at_most=1),
+        "IMPORTANCE_SAMPLE_RATIO": SHARE,
         "TEST.INSTANCE_ON": one_of(False),
         "TEST.SEMANTIC_ON": one_of(True),
     },
