@@ -21,8 +21,8 @@ demo: install
 table: install
 	$(RUN) tools/table.py configs/papers/shapes.yaml --seeds 3 4 5 --jobs $$(nproc) --output output/table
 
-# A file's tests share what they set up, so whole files are dealt to the processes.
-PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
+# A file's tests share what they set up, so whole files are dealt to the processes, in the order of tests/conftest.py.
+PYTEST := $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install
 	$(PYTEST)

@@ -1,24 +1,22 @@
-"""Which tests `make test-fast` leaves out, and what all of them keep away from the user's own files."""
+"""Which tests `make test-fast` leaves out, in which order files are dealt to the processes, and what none touches."""
 
 import pytest
 
-#: Files whose tests start processes or command lines, beside those that train on the miniature datasets.
-_OTHER_WHOLE_RUNS = {
-    "test_distributed",
-    "test_doctor",
-    "test_import_time",
-    "test_launch",
-    "test_masked_attention_training",
-    "test_mixing_over_processes",
-    "test_processes",
-    "test_timm_training",
-}
+#: Files that take longest, longest first. Begun last, one of them would be alone at the end, on one core of two.
+_LONGEST = """test_processes test_resume test_train_net test_labeling_modes test_timm_training
+test_masked_attention_training test_resume_changes test_examples test_launch test_killed_workers test_device
+test_per_pixel test_dgcl_training test_doctor test_s4gan test_predict_and_export test_divergence""".split()
+
+
+def _file(item: pytest.Item) -> str:
+    return item.module.__name__.rpartition(".")[2]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "datasets_folder" in item.fixturenames or item.module.__name__.rpartition(".")[2] in _OTHER_WHOLE_RUNS:
+        if "datasets_folder" in item.fixturenames:
             item.add_marker(pytest.mark.whole_run)
+    items.sort(key=lambda item: _LONGEST.index(_file(item)) if _file(item) in _LONGEST else len(_LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,12 @@
 """Processes of a test, forked from a server that has imported everything, so that each starts at once."""
 
+import atexit
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,7 +18,57 @@ from torch import multiprocessing as mp
 
 from tests.shared_data import REPO
 
-multiprocessing.set_forkserver_preload(["tests.test_train_net"])
+multiprocessing.set_forkserver_preload(["tests.test_train_net", "tests.trainings"])
+_SERVER = multiprocessing.get_context("forkserver")
+
+
+def fork(function: Callable, *arguments) -> multiprocessing.Process:
+    """Start ``function(*arguments)`` in a process; its ``exitcode`` is negative where a signal ended it."""
+    process = _SERVER.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def run_python(
+    *arguments: str, folder: Path = REPO, environment: dict[str, str] | None = None, limit: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """What ``python <arguments>`` does, without the seconds that starting Python and importing take.
+
+    Args:
+        arguments: a script (or "-m" and a module) and its arguments.
+        folder: where it runs.
+        environment: all its variables; those of this process by default.
+        limit: seconds after which it is killed, which fails the test by its status.
+
+    Returns:
+        Its status, negative where a signal ended it, and what it said.
+    """
+    variables = dict(os.environ if environment is None else environment)
+    with tempfile.TemporaryDirectory() as said:
+        process = fork(_run_python, arguments, str(folder), variables, said)
+        process.join(limit)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        told = [(Path(said) / name).read_text() for name in ("stdout", "stderr")]
+    return subprocess.CompletedProcess(arguments, process.exitcode, *told)
+
+
+def _run_python(arguments: tuple[str, ...], folder: str, environment: dict[str, str], said: str) -> None:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for name in ("stdout", "stderr"):
+        os.dup2(os.open(f"{said}/{name}", os.O_WRONLY | os.O_CREAT), getattr(sys, name).fileno())
+    try:
+        if arguments[0] == "-m":
+            sys.argv, sys.path[:0] = list(arguments[1:]), [folder]
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv, sys.path[:0] = list(arguments), [str(Path(arguments[0]).resolve().parent)]
+            runpy.run_path(arguments[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
 
 
 def start_processes(function: Callable, count: int, *arguments) -> mp.ProcessContext:

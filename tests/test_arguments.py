@@ -12,6 +12,7 @@ from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.engine import launch
 from rc2l.engine.arguments import add_import_argument
 from rc2l.engine.run import argument_parser
+from tests.processes import run_python
 from tests.shared_data import REPO
 
 OWN_DATASET = """
@@ -92,6 +93,7 @@ def test_every_tool_with_a_config_has_the_option():
             assert any(f"{name}(" in written for name in ADDING), tool.name
 
 
+@pytest.mark.whole_run
 def test_a_dataset_of_ones_own_is_known_to_the_config_and_a_misspelt_module_ends_with_2(folder):
     """From another folder than the project's, through the command line."""
     generate_shapes(folder / "datasets", num_train=8, num_val=4, size=64)
@@ -104,9 +106,9 @@ def test_a_dataset_of_ones_own_is_known_to_the_config_and_a_misspelt_module_ends
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(folder / "datasets")}
 
     def train(module: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(REPO / "train_net.py"), "--config-file", "own.yaml", "--import", module]
-        command += "--fast-dev-run --num-gpus 0 SOLVER.IMS_PER_BATCH 2 INPUT.CROP.SIZE [32,32]".split()
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        arguments = ["--config-file", "own.yaml", "--import", module, "--fast-dev-run", "--num-gpus", "0"]
+        arguments += "SOLVER.IMS_PER_BATCH 2 INPUT.CROP.SIZE [32,32]".split()
+        return run_python(str(REPO / "train_net.py"), *arguments, folder=folder, environment=environment)
 
     done = train("own_dataset")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -92,6 +92,7 @@ def test_tool_writes_pictures_and_numbers(trained, tmp_path, monkeypatch, capsys
         assert numbers["cluster_pixels"] == sum(min(count, 500) for count in numbers["pixels"])
 
 
+@pytest.mark.whole_run
 def test_tool_compares_runs_in_one_table(trained, tmp_path, monkeypatch, capsys):
     plain, reco = tmp_path / "plain", tmp_path / "reco"
     run_tool(

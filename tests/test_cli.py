@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from argparse import ArgumentParser, Namespace
 
 import pytest
@@ -11,6 +10,7 @@ from rc2l import cli
 from rc2l.engine import command
 from rc2l.engine.arguments import add_trained_network_arguments, read_arguments, split_overrides
 from rc2l.engine.config_file import find_config, load_config
+from tests.processes import run_python
 
 
 @pytest.fixture
@@ -139,7 +139,5 @@ def test_completion_completes(tmp_path):
 
 
 def test_a_script_runs_under_the_name_of_its_command(tmp_path):
-    ended = subprocess.run(
-        [sys.executable, "-m", "rc2l.cli", "predict"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    ended = run_python("-m", "rc2l.cli", "predict", folder=tmp_path)
     assert ended.returncode == 2 and "usage: rc2l predict" in ended.stderr

@@ -228,6 +228,7 @@ def arguments_of(name: str, *overrides) -> list[str]:
     return ["--config-file", str(REPO / f"configs/shapes/{name}.yaml"), *TINY, *map(str, overrides)]
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("case", RUNS)
 def test_every_method_trains_with_dgcl(case, shapes, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes))

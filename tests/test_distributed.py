@@ -69,6 +69,7 @@ def of_two_processes(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("method", CONFIGS)
 def test_two_processes_give_the_gradient_of_the_joined_batch(method, of_two_processes):
     expected = gradients(method)

@@ -1,12 +1,8 @@
 """Each finding of the doctor, good and bad, and its exit status."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.shared_data import REPO
+from tests.processes import run_python
 from tests.test_train_net import datasets, datasets_folder  # noqa: F401  fixtures
 from tests.tool_modules import load_tool
 
@@ -85,6 +81,7 @@ def test_a_check_that_fails_is_a_finding():
     assert levels(doctor.guarded(broken, "devices")) == [doctor.PROBLEM]
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
@@ -93,13 +90,6 @@ def test_a_check_that_fails_is_a_finding():
     ],
 )
 def test_exit_status(arguments, status, said):
-    done = subprocess.run(
-        [sys.executable, "tools/doctor.py", *arguments],
-        cwd=REPO,
-        env=os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("tools/doctor.py", *arguments)
     assert done.returncode == status, done.stdout + done.stderr
     assert said in done.stdout

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -17,6 +16,7 @@ from rc2l.engine import entry_point as module
 from rc2l.engine import launch as launching
 from rc2l.engine.entry_point import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USER_ERROR, entry_point
 from rc2l.engine.training_check import explained_build
+from tests.processes import run_python
 from tests.shared_data import REPO
 from tests.test_train_net import TINY, datasets, datasets_folder  # noqa: F401  fixtures
 
@@ -205,12 +205,6 @@ def test_what_cannot_be_trained_is_one_line_in_training_and_in_the_doctor(case, 
 
 
 def test_one_error_on_the_command_line():
-    done = subprocess.run(
-        [sys.executable, "train_net.py", "--config-file", "configs/shapes/rc2l.yaml", "MODEL.DEVICE", "tpu"],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("train_net.py", "--config-file", "configs/shapes/rc2l.yaml", "MODEL.DEVICE", "tpu")
     assert done.returncode == EXIT_USER_ERROR and "Traceback" not in done.stdout + done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: MODEL.DEVICE is 'tpu'")

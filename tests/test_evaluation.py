@@ -266,6 +266,7 @@ def _evaluate_share(rank, init_file, queue):
     dist.destroy_process_group()
 
 
+@pytest.mark.whole_run
 def test_two_processes_get_the_joint_result(datasets, tmp_path):
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()

@@ -1,13 +1,12 @@
 """Own code beside the project trains, resumes exactly and is evaluated, through the command line with ``--import``."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from rc2l.data.datasets.shapes import generate_shapes
+from tests.processes import run_python
 from tests.shared_data import REPO
 
 SHORT = """SOLVER.IMS_PER_BATCH 2 SOLVER.IMS_PER_BATCH_UNLABELED 2 SEMI.BURN_IN 1 SOLVER.CHECKPOINT_PERIOD 2
@@ -37,14 +36,15 @@ run("whole", "--eval-only")
 """
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_own_code_trains_by_import(name, tmp_path):
     generate_shapes(tmp_path, num_train=8, num_val=1, size=64)
     config, overrides, loss = EXAMPLES[name]
     options = ["--import", f"examples.{name}", "--config-file", config, *SHORT, *overrides]
     environment = {"DETECTRON2_DATASETS": str(tmp_path), "PATH": "", "PYTHONPATH": str(REPO), "HOME": str(tmp_path)}
-    command = [sys.executable, "-c", RUNS, str(tmp_path), *options]
-    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+    (tmp_path / "runs.py").write_text(RUNS)
+    done = run_python(str(tmp_path / "runs.py"), str(tmp_path), *options, environment=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     row = json.loads((tmp_path / "whole/metrics.json").read_text().splitlines()[-1])
     assert row[loss] > 0
@@ -62,13 +62,5 @@ def test_own_code_trains_by_import(name, tmp_path):
 
 
 def test_an_unknown_module_is_one_line(tmp_path):
-    command = [
-        sys.executable,
-        "train_net.py",
-        "--import",
-        "no_such_module",
-        "--config-file",
-        "configs/shapes/rc2l.yaml",
-    ]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    done = run_python("train_net.py", "--import", "no_such_module", "--config-file", "configs/shapes/rc2l.yaml")
     assert done.returncode != 0 and "no_such_module" in done.stderr and "Traceback" not in done.stderr

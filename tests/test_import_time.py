@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 PROGRAM = """
@@ -19,6 +21,7 @@ print(torch._dynamo.utils is sys.modules["torch._dynamo.utils"], torch._dynamo.u
 """
 
 
+@pytest.mark.whole_run
 def test_train_net_and_predict_start_without_the_slow_packages_and_the_compiler_still_works():
     output = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=ROOT, check=True

@@ -65,11 +65,18 @@ def test_all_methods_are_here():
     assert {config(name, *overrides).SEMI.METHOD for name, overrides in RUNS.values()} == set(method_names())
 
 
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("datasets")
+    generate_shapes(folder, num_train=8, num_val=1, size=64)
+    return folder
+
+
+@pytest.mark.whole_run
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("run", RUNS)
-def test_every_method_trains_in_both_modes(run, mode, tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    generate_shapes(tmp_path, num_train=8, num_val=1, size=64)
+def test_every_method_trains_in_both_modes(run, mode, shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes))
     (name, overrides), (labels, logged) = RUNS[run], MODES[mode]
     arguments = ["--config-file", str(REPO / f"configs/shapes/{name}.yaml"), *TINY, *labels, *overrides]
     arguments += ["SOLVER.MAX_ITER", "3", "OUTPUT_DIR", str(tmp_path / "out")]

@@ -104,6 +104,7 @@ def work(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.whole_run
 def test_two_processes_share_every_gradient(tmp_path):
     run_processes(work, 2, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))

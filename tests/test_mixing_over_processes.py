@@ -52,6 +52,7 @@ def work(rank: int, world_size: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_mixing_does_not_depend_on_the_number_of_processes(tmp_path, world_size):
     run_processes(work, world_size, world_size, tmp_path)

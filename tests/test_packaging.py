@@ -13,6 +13,7 @@ from rc2l.engine import entry_point
 from tests.shared_data import REPO
 
 
+@pytest.mark.whole_run
 def test_the_wheel_holds_configs_and_tools_and_the_command(tmp_path):
     pytest.importorskip("setuptools")
     clone = tmp_path / "clone"

@@ -137,6 +137,7 @@ RUNS = {
 }
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("case", RUNS)
 def test_methods_train_evaluate_resume_and_save_no_projection(case, shapes, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes))

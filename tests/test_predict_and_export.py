@@ -166,6 +166,7 @@ print(extra["classes.txt"].decode().split()[-1], extra["input.txt"].decode())
 """
 
 
+@pytest.mark.whole_run
 def test_exported_network_runs_without_the_project_and_gives_the_same(trained, datasets, tmp_path):  # noqa: F811
     load_tool("export").main(arguments(trained, tmp_path / "network.pt"))
     pictures = [read_image(str(path), "RGB") for path in validation_images(datasets)[:2]]

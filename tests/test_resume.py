@@ -8,87 +8,46 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rc2l.engine.history import cut_rows
 from rc2l.engine.signals import EXIT_STOPPED, StopRequest
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from tests.test_train_net import TINY, datasets, datasets_folder, metrics, run  # noqa: F401  two are fixtures
-from tests.training_server import Kill, TrainingServer
+from tests.trainings import Kill, Trainings, contents, differences, run_differences, tensorboard, timeless
 
 #: Evaluations at steps where no row is due, checkpoints at others still, and the end at neither.
 SCHEDULE = """SOLVER.MAX_ITER 45 SOLVER.CHECKPOINT_PERIOD 7 TEST.EVAL_PERIOD 11 SOLVER.CHECKPOINTS_KEPT 2 SEMI.BURN_IN 5
 MODEL.MASK_FORMER.DROPOUT 0.1 INPUT.CROP.SIZE [32,32] TEST.MAX_IMAGES 2""".split()
-#: What depends on the clock.
-TIMES = {"time", "data_time", "eta_seconds", "rank_data_time", "memory_mib"}
-
-
-@pytest.fixture(scope="module")
-def shared_server(datasets):  # noqa: F811
-    server = TrainingServer(DETECTRON2_DATASETS=str(datasets))
-    yield server
-    server.close()
 
 
 @pytest.fixture
-def server(shared_server):
-    """The server, idle again after each test, be it a failed one."""
-    yield shared_server
-    shared_server.end_training()
+def server(datasets):  # noqa: F811
+    """Starts trainings, of which none outlives the test, be it a failed one."""
+    trainings = Trainings(DETECTRON2_DATASETS=str(datasets))
+    yield trainings
+    trainings.end_training()
 
 
 def arguments(output: Path, *options: str) -> list[str]:
     return ["--config-file", "configs/shapes/rc2l.yaml", *options, *TINY, *SCHEDULE, "OUTPUT_DIR", str(output)]
 
 
-@pytest.fixture(scope="module")
-def straight(shared_server, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("straight")
-    shared_server.start(*arguments(output))
-    assert shared_server.wait() == 0
+def undisturbed(datasets: Path, output: Path, *overrides: str) -> Path:  # noqa: F811
+    trainings = Trainings(DETECTRON2_DATASETS=str(datasets))
+    trainings.start(*arguments(output), *overrides)
+    assert trainings.wait() == 0
     return output
 
 
-def timeless(output: Path) -> list[dict]:
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in metrics(output)]
+@pytest.fixture(scope="module")
+def straight(datasets, tmp_path_factory) -> Path:  # noqa: F811
+    return undisturbed(datasets, tmp_path_factory.mktemp("straight"))
 
 
-def tensorboard(output: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(output))
-    events.Reload()
-    names = set(events.Tags()["scalars"]) - TIMES
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in sorted(names)}
-
-
-def differences(first: object, second: object, at: str = "") -> list[str]:
-    """Where two nested states differ, if only in one bit."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        if first.keys() != second.keys():
-            return [f"{at}: {first.keys() ^ second.keys()}"]
-        return [found for key in first for found in differences(first[key], second[key], f"{at}/{key}")]
-    if isinstance(first, list | tuple) and len(first) == len(second):
-        return [
-            found for i, pair in enumerate(zip(first, second, strict=True)) for found in differences(*pair, f"{at}/{i}")
-        ]
-    same = torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
-    return [] if same else [at]
-
-
-def contents(checkpoint: Path) -> dict:
-    """All that a checkpoint holds, less what depends on the clock."""
-    state = torch.load(checkpoint, weights_only=True)
-    history = state["trainer"]["history"]
-    for part in ("pending", "histories"):
-        history[part] = {name: history[part][name] for name in history[part].keys() - TIMES}
-    return state
-
-
-def assert_same_runs(first: Path, second: Path) -> None:
-    """Every entry of both last checkpoints and best checkpoints, and every row of metrics."""
-    for name in ("model_final.pth", "model_best.pth"):
-        assert differences(contents(first / name), contents(second / name)) == []
-    assert timeless(first) == timeless(second)
-    assert {path.name for path in first.glob("*.pth")} == {path.name for path in second.glob("*.pth")}
+@pytest.fixture(scope="module")
+def short(datasets, tmp_path_factory) -> Path:  # noqa: F811
+    """With evaluations on the steps of checkpoints."""
+    return undisturbed(datasets, tmp_path_factory.mktemp("short"), *shapes())
 
 
 def ten_kills(size: int) -> list[Kill]:
@@ -119,24 +78,25 @@ def test_a_run_killed_ten_times_ends_as_the_undisturbed_one(server, straight, tm
             assert before == (tmp_path / "last_checkpoint").read_text() < newest
     server.start(*arguments(tmp_path, "--resume"))
     assert server.wait() == 0
-    assert_same_runs(straight, tmp_path)
+    assert run_differences(straight, tmp_path) == []
     assert tensorboard(tmp_path) == tensorboard(straight)
     assert not list(tmp_path.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_stop_signal_ends_with_a_checkpoint_and_its_own_status(number, server, straight, tmp_path):
+def test_a_stop_signal_ends_with_a_checkpoint_and_its_own_status(number, server, short, tmp_path):
     """With a loader worker, which must outlive the signal."""
-    server.start(*arguments(tmp_path), "DATALOADER.NUM_WORKERS", "1", kill=Kill(8, "timer", 0.01, number=number))
+    kill = Kill(2, "timer", 0, number=number)
+    server.start(*arguments(tmp_path), *shapes(), "DATALOADER.NUM_WORKERS", "1", kill=kill)
     assert server.wait() == EXIT_STOPPED
     stopped = torch.load(tmp_path / (tmp_path / "last_checkpoint").read_text(), weights_only=True)
-    assert 8 <= stopped["trainer"]["iteration"] < 44
-    server.start(*arguments(tmp_path, "--resume"))
+    assert 2 <= stopped["trainer"]["iteration"] < 8
+    server.start(*arguments(tmp_path, "--resume"), *shapes())
     assert server.wait() == 0
-    assert timeless(tmp_path) == timeless(straight)
+    assert timeless(tmp_path) == timeless(short)
 
 
-def test_the_training_server_survives_a_failed_test(server, tmp_path):
+def test_a_training_is_waited_for(server, tmp_path):
     server.start(*arguments(tmp_path))
     with pytest.raises(RuntimeError, match="has not been waited for"):
         server.start(*arguments(tmp_path))
@@ -295,15 +255,13 @@ BEST_KILLS = {
 
 
 @pytest.mark.parametrize("case", BEST_KILLS)
-def test_best_holds_the_weights_that_got_its_score_whenever_it_was_killed(case, server, tmp_path):
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    server.start(*arguments(straight), *shapes())
-    assert server.wait() == 0
+def test_best_holds_the_weights_that_got_its_score_whenever_it_was_killed(case, server, short, tmp_path):
+    killed = tmp_path / "killed"
     server.start(*arguments(killed), *shapes(), kill=BEST_KILLS[case])
     assert server.wait() == -signal.SIGKILL
     server.start(*arguments(killed, "--resume"), *shapes())
     assert server.wait() == 0
-    assert_same_runs(straight, killed)
+    assert run_differences(short, killed) == []
     best = torch.load(killed / "model_best.pth", weights_only=True)["trainer"]
     assert best["iteration"] in {2, 5, 8}  # the steps that are evaluated, not the ones after them
 

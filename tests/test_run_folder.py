@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -136,9 +134,11 @@ def held_by(folder: Path, **changes) -> None:
 
 
 def test_a_killed_holders_lock_is_taken_over(tmp_path):
-    code = "import os, signal\nfrom pathlib import Path\nfrom rc2l.engine.run_lock import run_lock\n"
-    code += f"with run_lock(Path({str(tmp_path)!r})): os.kill(os.getpid(), signal.SIGKILL)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    child = os.fork()
+    if child == 0:
+        with run_lock(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert (tmp_path / ".lock").exists()
     with run_lock(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()

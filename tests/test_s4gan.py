@@ -91,6 +91,7 @@ def test_discriminator_learns_and_resumes():
         assert torch.equal(a, b)
 
 
+@pytest.mark.whole_run
 def test_a_run_has_its_losses_in_the_metrics_and_the_discriminator_in_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     generate_shapes(tmp_path, num_train=16, num_val=4, size=64)

@@ -1,12 +1,15 @@
 """Tables of runs: their files, what is run and what is not, and what is printed."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.engine.config_file import load_config
 from rc2l.yaml_file import YamlError
+from tests.processes import run_python
 from tests.shared_data import REPO
 from tests.tool_modules import load_tool
 
@@ -86,7 +89,23 @@ def test_bad_arguments_are_one_line(words, message, tmp_path, capsys):
     assert end.value.code == 2 and message in (said := capsys.readouterr().err) and said.count("\n") == 1
 
 
-def test_runs_what_is_missing_once_and_prints_it(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def quick_start(monkeypatch):
+    """The commands of a table run as they stand, in processes that start at once."""
+    run = subprocess.run
+
+    def run_quickly(command, **options):
+        if command[0] != sys.executable:
+            return run(command, **options)
+        done = run_python(*command[1:], folder=options["cwd"], environment=options["env"])
+        options["stdout"].write(done.stdout + done.stderr)
+        return done
+
+    monkeypatch.setattr(table.subprocess, "run", run_quickly)
+
+
+@pytest.mark.whole_run
+def test_runs_what_is_missing_once_and_prints_it(tmp_path, capsys, monkeypatch, quick_start):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     generate_shapes(tmp_path / "datasets", num_train=48, num_val=4)
     rows = [
