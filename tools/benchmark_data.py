@@ -25,6 +25,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 from tabulate import tabulate
 
+from rc2l.data.image_rule import record_rule
 from rc2l.data.loader import LABELED, UNLABELED, collate
 from rc2l.data.mapper import LabeledMapper, UnlabeledMapper, seeded_randomness
 from rc2l.data.partial_labels import read_record_label
@@ -107,7 +108,7 @@ def benchmark(cfg: CfgNode, records: list[dict], repeats: int) -> list[list]:
         samples = []
         for index, record in enumerate(records):
             with seeded_randomness(repeat, index):
-                image = timer("decode image", read_image, record["file_name"], cfg.INPUT.FORMAT)
+                image = timer("decode image", read_image, record["file_name"], cfg.INPUT.FORMAT, record_rule(record))
                 label = timer("decode label", read_record_label, record)
                 timer.augment(T.AugInput(image, sem_seg=label), [*labeled, padding], "labeled")
                 view = T.AugInput(image)

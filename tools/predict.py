@@ -28,6 +28,7 @@ from tqdm import tqdm
 from rc2l.data.datasets.folder import IMAGE_SUFFIXES
 from rc2l.data.errors import DatasetError
 from rc2l.data.file_listing import find_files
+from rc2l.data.image_rule import changed_rule
 from rc2l.data.reading import read_image
 from rc2l.engine.arguments import add_trained_network_arguments, read_arguments
 from rc2l.engine.config_file import load_config
@@ -79,6 +80,10 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     resolve_device(cfg, num_gpus=1)
     predictor = Predictor(cfg, args.checkpoint, network=args.network, min_confidence=args.min_confidence)
+    asked = {"value_range": args.value_range, "bands": args.bands, "max_pixels": args.max_pixels}
+    predictor.image_rule = changed_rule(predictor.image_rule, asked, "predict")
+    if rule := predictor.image_rule.describe():
+        print(f"Images: {rule}")
     metadata = Metadata(stuff_classes=predictor.class_names, stuff_colors=predictor.class_colors)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "classes.txt").write_text("\n".join(predictor.class_names) + "\n")
@@ -89,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     damaged: list[str] = []
     for name, path in tqdm(images.items(), "Images", disable=None):
         try:
-            image = read_image(str(path), "RGB")
+            image = read_image(str(path), "RGB", predictor.image_rule)
         except DatasetError as error:  # the others are labelled all the same
             damaged.append(str(error))
             continue
@@ -141,6 +146,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--overlays", action="store_true", help="pictures of the classes over the image, too")
     parser.add_argument("--network", default="", help="teacher, student, ...; by default the result of the run")
     parser.add_argument("--min-confidence", type=float, default=0.0, help="pixels below it, in [0, 1], become 255")
+    parser.add_argument(
+        "--value-range",
+        nargs=2,
+        type=float,
+        metavar=("LO", "HI"),
+        help="values that become 0 and 255; default: the run's",
+    )
+    parser.add_argument(
+        "--bands", nargs="+", type=int, help="bands that are red, green and blue, from 0; default: the run's"
+    )
+    parser.add_argument("--max-pixels", type=int, help="largest width x height to read; default: the run's")
     parser.add_argument("--opts", nargs="*", default=[], help=argparse.SUPPRESS)
     args = read_arguments(parser, argv)
     run(args)

@@ -22,6 +22,7 @@ from rc2l.data.faults import (
     overlap_problem,
     unseen_classes,
 )
+from rc2l.data.image_rule import record_rule
 from rc2l.data.mapper import size_mismatch
 from rc2l.data.partial_labels import read_record_label
 from rc2l.data.reading import read_image_size
@@ -125,7 +126,7 @@ def check_record(record: dict, whole: dict[str, WholeFiles], labeled: bool) -> n
     if labeled:
         pixels = check_labeled(record)
     else:
-        read_image_size(record["file_name"])
+        read_image_size(record["file_name"], record_rule(record))
         pixels = None
     whole[record["dataset"]].check(record["file_name"])
     return pixels
@@ -137,7 +138,7 @@ def check_labeled(record: dict) -> np.ndarray:
     Raises:
         DatasetError: see :func:`check_data`.
     """
-    image_size = read_image_size(record["file_name"])
+    image_size = read_image_size(record["file_name"], record_rule(record))
     path = record.get("sem_seg_file_name")
     if path is None or not os.path.exists(path):
         raise DatasetError(

@@ -1,12 +1,12 @@
 """Is an image file whole? Read to its end, which opening it does not do."""
 
-import io
+import sys
 import zlib
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 
+from rc2l.data.image_files import open_image
 from rc2l.data.reading import READ_ERRORS, unreadable
 
 _JPEG_START, _PNG_START = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
@@ -34,8 +34,8 @@ def check_to_the_end(path: str) -> None:
         if content.startswith(_PNG_START):
             failure = _failure_of_png(content)
         elif not (content.startswith(_JPEG_START) and _is_whole_jpeg(content)):
-            with Image.open(io.BytesIO(content)) as image:
-                image.load()
+            with open_image(path, sys.maxsize) as image:
+                image.decode()
             # Zeros are pixels too, where the code of no change is made of zeros.
             if content.startswith(_JPEG_START) and content.endswith(_ZEROS):
                 failure = f"it is cut off: zeros from byte {len(content.rstrip(bytes(1)))} on, and no end"

@@ -11,6 +11,7 @@ from detectron2.data import transforms as T
 from torch import Tensor
 
 from rc2l.data.errors import DatasetError
+from rc2l.data.image_rule import record_rule
 from rc2l.data.partial_labels import read_record_label
 from rc2l.data.reading import read_image
 from rc2l.data.transforms import (
@@ -48,7 +49,7 @@ def _image_tensor(image: np.ndarray) -> Tensor:
 
 def _read_pair(record: dict, image_format: str) -> tuple[np.ndarray, np.ndarray]:
     """Image (H, W, 3) and label (H, W) of a dataset dict."""
-    image = read_image(record["file_name"], image_format)
+    image = read_image(record["file_name"], image_format, record_rule(record))
     label = read_record_label(record)
     if image.shape[:2] != label.shape:
         raise DatasetError(size_mismatch(record, image.shape[:2], label.shape))
@@ -131,7 +132,7 @@ class UnlabeledMapper:
         }
 
     def __call__(self, record: dict) -> dict:
-        view = T.AugInput(read_image(record["file_name"], self.image_format))
+        view = T.AugInput(read_image(record["file_name"], self.image_format, record_rule(record)))
         self.weak(view)
         # Padding comes after the strong augmentations, which would otherwise colour it.
         pad = self.padding.get_transform(view.image)
@@ -180,7 +181,7 @@ class EvaluationMapper:
             image, label = _read_pair(record, self.image_format)
             sample["sem_seg"] = torch.from_numpy(np.array(label))
         else:
-            image = read_image(record["file_name"], self.image_format)
+            image = read_image(record["file_name"], self.image_format, record_rule(record))
         return sample | self.of_image(image)
 
     def of_image(self, image: np.ndarray) -> dict:

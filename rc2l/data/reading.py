@@ -1,17 +1,14 @@
 """Opens image and label files, with errors that name the file."""
 
-import os
 from functools import lru_cache
-from typing import BinaryIO
 
 import numpy as np
 from detectron2.data.catalog import Metadata
-from detectron2.data.detection_utils import read_image as read_oriented_image
-from detectron2.utils.file_io import PathManager
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from rc2l.data.errors import DamagedImageError, DatasetError
-from rc2l.data.image_kinds import lossy_kind
+from rc2l.data.image_files import ImageFile, TooLargeError, open_image
+from rc2l.data.image_rule import ImageRule, rule_of
 from rc2l.structures.label_map import IGNORE
 
 #: Label ids of up to 16 bits are understood before mapping.
@@ -20,35 +17,16 @@ _NUM_RAW_IDS = 1 << 16
 _INVALID = 254
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 _COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
-_EXIF_ORIENTATION = 274
-#: What Pillow raises for files that are missing, truncated, absurdly large or no images at all.
-READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-
-
-#: Largest width x height that is read; Pillow refuses what has more than twice its own number.
-_LIMIT_VARIABLE = "RC2L_MAX_PIXELS"
-if os.environ.get(_LIMIT_VARIABLE, "").isdecimal():
-    Image.MAX_IMAGE_PIXELS = max(int(os.environ[_LIMIT_VARIABLE]) // 2, 1)
-
-
-def _refuse_lossy(path: str, image: Image.Image, file: BinaryIO) -> None:
-    if kind := lossy_kind(image, file):
-        raise DatasetError(
-            f"{path}: this image has {kind}, which 8-bit RGB would cut off; images must have 8 bits in up to three "
-            "bands: convert all of them by one fixed range, such as gdal_translate -ot Byte -scale 0 4095 0 255 "
-            "-b 1 -b 2 -b 3"
-        )
+#: What is raised for files that are missing, truncated, too large or no images at all.
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError)
 
 
 def unreadable(kind: str, path: str, error: Exception) -> DatasetError:
     """What to raise where reading an "image" or a "label" (``kind``) has failed with one of :data:`READ_ERRORS`."""
     if isinstance(error, DatasetError):
         return error
-    if isinstance(error, Image.DecompressionBombError):
-        return DatasetError(
-            f"{path}: this {kind} is too large ({error}); cut it into tiles, or raise the limit by the environment "
-            f"variable {_LIMIT_VARIABLE}=<pixels> where there is memory for it"
-        )
+    if isinstance(error, TooLargeError):
+        return DatasetError(f"{path}: this {kind} has {error}")
     message = (
         f"{path}: cannot read this {kind} ({_reason(path, error)}); restore the file or take it out of the dataset"
     )
@@ -66,39 +44,60 @@ def _reason(path: str, error: Exception) -> str:
     return str(error) if type(error) is OSError and error.errno is None else f"{type(error).__name__}: {error}"
 
 
-def read_image(path: str, image_format: str) -> np.ndarray:
-    """Decode an image and turn it upright by its EXIF orientation.
+def _check_kind(path: str, image: ImageFile, rule: ImageRule) -> None:
+    """Refuse what 8-bit RGB would cut off, unless the rule says what to do with it."""
+    kind = image.kind
+    if image.unusable:
+        raise DatasetError(f"{path}: this image has {kind}, of which no RGB can be made here; save it as RGB")
+    if problem := rule.problem(image.bands, image.alpha, image.deep):
+        kind = kind or f"{image.bands + image.alpha} bands of {image.bits} bits"
+        more = "" if rule.bands or not image.deep or image.bands in (1, 3) else ", and value_range"
+        raise DatasetError(
+            f"{path}: this image has {kind}, which 8-bit RGB would cut off: {problem}{more}, in the description of the "
+            "dataset (predict: --value-range, --bands), the same for all its images"
+        )
+
+
+def read_image(path: str, image_format: str, rule: ImageRule = ImageRule()) -> np.ndarray:  # noqa: B008  frozen
+    """Decode an image, turn it upright by its EXIF orientation, and make 8-bit RGB of it by the rule of its dataset.
 
     ``image_format`` is "RGB" or "BGR", the channel order of the result, (H, W, 3) uint8.
 
     Raises:
-        DatasetError: the file is missing or damaged.
+        DatasetError: the file is missing, damaged or too large, or holds what the rule says nothing about.
+    """
+    rgb = rule.to_rgb(read_stored(path, rule))
+    return rgb if image_format == "RGB" else rgb[:, :, ::-1]
+
+
+def read_stored(path: str, rule: ImageRule) -> np.ndarray:
+    """The values of an image as the file has them, upright, (H, W, C) of any real type; colours of 8 bits as RGB.
+
+    Raises:
+        DatasetError: as :func:`read_image`.
     """
     try:
-        with PathManager.open(path, "rb") as file, Image.open(file) as image:
-            _refuse_lossy(path, image, file)
-        return read_oriented_image(path, image_format)
+        with open_image(path, rule.max_pixels) as image:
+            _check_kind(path, image, rule)
+            values = image.decode()
+            return values if rule.bands is not None or not image.alpha else values[..., : image.bands]
     except READ_ERRORS as error:
         raise unreadable("image", path, error) from error
 
 
-def read_image_size(path: str) -> tuple[int, int]:
+def read_image_size(path: str, rule: ImageRule = ImageRule()) -> tuple[int, int]:  # noqa: B008  frozen
     """(height, width) of the upright image, from the file's header alone.
 
     Raises:
-        DatasetError: the file is missing or its header is damaged.
+        DatasetError: the file is missing, too large or of a kind that the rule says nothing about, or its header is
+            damaged.
     """
     try:
-        with PathManager.open(path, "rb") as file, Image.open(file) as image:
-            _refuse_lossy(path, image, file)
-            width, height = image.size
-            # Pillow decodes a whole PNG to look for EXIF data behind the pixels, where nobody writes it.
-            orientation = 1
-            if image.format != "PNG" or "exif" in image.info:
-                orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        with open_image(path, rule.max_pixels) as image:
+            _check_kind(path, image, rule)
+            return image.size
     except READ_ERRORS as error:
         raise unreadable("image", path, error) from error
-    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
 def read_label(path: str, metadata: Metadata) -> np.ndarray:
@@ -123,20 +122,16 @@ def read_label(path: str, metadata: Metadata) -> np.ndarray:
     """
     color_map = metadata.get("color_map")
     try:
-        with PathManager.open(path, "rb") as file, Image.open(file) as image:
-            mode = image.mode
-            if color_map:
-                raw = np.asarray(image.convert("RGB")) if mode in _COLOR_MODES else None
-            else:
-                raw = np.asarray(image) if mode in _LABEL_MODES else None
+        with open_image(path, rule_of(metadata).max_pixels, label=True) as image:
+            raw, found = _label_values(image, colors=bool(color_map))
     except READ_ERRORS as error:
         raise unreadable("label", path, error) from error
     if raw is None and color_map:
-        raise DatasetError(f"{path}: this label is a {mode} image; with a color_map, labels must be RGB images")
+        raise DatasetError(f"{path}: this label is {found}; with a color_map, labels must be RGB images of 8 bits")
     if raw is None:
         raise DatasetError(
-            f"{path}: this label is a {mode} colour image; labels must hold one class id per pixel "
-            "(8-bit grey or palette PNG): convert the colours to ids, or give the dataset a color_map"
+            f"{path}: this label is {found}; labels must hold one class id per pixel (PNG or TIFF, grey or palette, of "
+            "whole numbers): convert it to ids, or, where colours are classes, give the dataset a color_map"
         )
     if color_map:
         return _map_colors(raw, path, metadata.name, color_map)
@@ -160,6 +155,23 @@ def read_label(path: str, metadata: Metadata) -> np.ndarray:
             f"Correct the file, or map the ids to 0..{last} or {IGNORE} in the label_map of dataset '{metadata.name}'"
         )
     return label
+
+
+def _label_values(image: ImageFile, colors: bool) -> tuple[np.ndarray | None, str]:
+    """Ids (H, W), or colours (H, W, 3) uint8; None where a label file has none. And what it is, in words."""
+    if picture := image.picture:
+        mode = picture.mode
+        if colors:
+            return (np.asarray(picture.convert("RGB")) if mode in _COLOR_MODES else None), f"a {mode} image"
+        return (np.asarray(picture) if mode in _LABEL_MODES else None), f"a {mode} colour image"
+    found = f"an image of {image.kind or f'{image.bands} bands'}"
+    if image.unusable or image.alpha:
+        return None, found
+    if colors:
+        return (None if image.deep or image.bands != 3 else image.decode()), found
+    if image.bands != 1 or image.dtype.kind not in "bui":
+        return None, found
+    return image.decode()[..., 0], found
 
 
 def _lookup_table(metadata: Metadata, label_map: dict[int, int] | None) -> np.ndarray:

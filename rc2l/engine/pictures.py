@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rc2l.data.datasets import load_records
 from rc2l.data.errors import DatasetError
+from rc2l.data.image_rule import record_rule
 from rc2l.data.mapper import EvaluationMapper, UnlabeledMapper, seeded_randomness
 from rc2l.data.partial_labels import read_record_label
 from rc2l.data.reading import read_image
@@ -164,7 +165,9 @@ class TrainingPictures:
             if label is not None:
                 # The same numbers again, this time with the label beside the image.
                 with seeded_randomness(self.seed, _KEY, number):
-                    view = T.AugInput(read_image(record["file_name"], self.cfg.INPUT.FORMAT), sem_seg=label)
+                    view = T.AugInput(
+                        read_image(record["file_name"], self.cfg.INPUT.FORMAT, record_rule(record)), sem_seg=label
+                    )
                     mapper.weak(view)
                 pad = mapper.padding.get_transform(view.image)
                 sample["hidden"] = pad.apply_segmentation(view.sem_seg)

@@ -149,7 +149,7 @@ def _register(descriptions: list[Description], where: str) -> tuple[str, ...]:
 
 def _set_metadata(name: str, description: Description) -> None:
     metadata = MetadataCatalog.get(name)
-    metadata.set(evaluator_type="sem_seg")
+    metadata.set(evaluator_type="sem_seg", **vars(description.image_rule))
     if description.classes:
         metadata.set(
             stuff_classes=list(description.classes),

@@ -12,6 +12,7 @@ from rc2l.data.datasets.coco import read_categories
 from rc2l.data.datasets.labelme import annotation_files, labelme_classes
 from rc2l.data.errors import DatasetError
 from rc2l.data.file_listing import existing_path
+from rc2l.data.image_rule import ImageRule, read_rule
 from rc2l.structures.label_map import IGNORE
 
 _SOURCE_KEYS = ("images", "list", "labels", "coco", "labelme")
@@ -19,6 +20,7 @@ _SUBSETS = ("train", "val", "unlabeled")
 _KEYS = (
     *("name", "root", "classes", "colors", "label_map", "color_map", "ignore", "background", *_SOURCE_KEYS),
     *("image_suffix", "label_suffix", "label_cache", *_SUBSETS, "val_fraction"),
+    *("value_range", "bands", "max_pixels"),
 )
 
 
@@ -67,6 +69,8 @@ class Description:
     train_is_rest: bool
     #: Share of the labelled images of "train" that "val" takes.
     val_fraction: float
+    #: How images are read.
+    image_rule: ImageRule
 
     @property
     def subsets(self) -> tuple[str, ...]:
@@ -169,6 +173,7 @@ def describe(content: Mapping, where: str, folder: Path) -> Description:
         sources=sources,
         train_is_rest="val" in sources and "train" not in content,
         val_fraction=_val_fraction(content, sources, where),
+        image_rule=read_rule(content, where),
     )
 
 

@@ -14,7 +14,7 @@ from rc2l.data.datasets.labelme import load_labelme
 from rc2l.data.errors import DatasetError
 from rc2l.data.file_listing import existing_path, find_by_pattern, find_files, is_system_name, normalize_name
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 LABEL_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
 #: Files that people keep label maps in and that cannot be read as such.
 _OTHER_LABEL_SUFFIXES = (".npy", ".jpg", ".jpeg", ".json", ".mat", ".xml", ".webp")
