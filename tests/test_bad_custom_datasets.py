@@ -244,7 +244,7 @@ LABELS = {
     "16-bit label with color_map": (
         {"color_map": {"ground": [0, 0, 0]}},
         lambda root: Image.fromarray(np.zeros((32, 48), np.uint16)).save(root / "labels/00.png"),
-        r"00\.png: this label is a I;16 image; with a color_map",
+        r"00\.png: this label is an image of 16 bits per channel; with a color_map",
     ),
     "label of another size": ({}, each_label([[0, 1], [1, 0]]), r"00\.jpg is 48x32 pixels .* 2x2; both must have"),
     "label is no image": ({}, write("labels/00.png", "?"), r"00\.png: cannot read this label .*; restore the file"),

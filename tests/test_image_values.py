@@ -28,7 +28,7 @@ def stack(*arrays):
     return np.stack(arrays, axis=-1)
 
 
-FIVE = stack(*[GRAYS // 16 + k * (GRAYS < 3000) for k in range(5)])
+FIVE = stack(*[GRAYS // 16 + k * (GRAYS < 3000) for k in range(5)]).astype(np.uint16)
 #: File -> stored values (H, W) or (H, W, C) as they are to be found, what the refusal says, how it is written.
 KINDS = {
     "gray.png": (GRAYS, "16 bits per channel", {}),

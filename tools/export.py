@@ -28,6 +28,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from rc2l.data.image_rule import ImageRule
 from rc2l.engine.arguments import add_trained_network_arguments, read_arguments
 from rc2l.engine.checkpoint_file import write_checkpoint
 from rc2l.engine.config_file import load_config
@@ -84,15 +85,18 @@ def trace(model: PixelProbabilities, device: torch.device) -> torch.jit.ScriptMo
     return traced
 
 
-def input_note(cfg: CfgNode) -> str:
-    """At which size images were evaluated, in words."""
+def input_note(cfg: CfgNode, rule: ImageRule) -> str:
+    """At which size images were evaluated, and how their files became 8-bit RGB, in words."""
     if cfg.INPUT.BASE_SIZE:
         size = "resized to {}x{} pixels (height x width)".format(*cfg.INPUT.BASE_SIZE)
     elif cfg.INPUT.MIN_SIZE_TEST:
         size = f"with the short edge {cfg.INPUT.MIN_SIZE_TEST}, the long one at most {cfg.INPUT.MAX_SIZE_TEST} pixels"
     else:
         size = "in their own size"
-    return f"evaluation showed images {size}\n"
+    note = f"evaluation showed images {size}\n"
+    if text := rule.describe():
+        note += f"the network takes 8-bit RGB, which was made of the files so: {text}\n"
+    return note
 
 
 def run(args: argparse.Namespace) -> str:
@@ -108,7 +112,7 @@ def run(args: argparse.Namespace) -> str:
         return "weights"
     model = PixelProbabilities(predictor.network.requires_grad_(False), predictor.bgr).eval()
     traced = trace(model, predictor.network.device)
-    extra = {"classes.txt": "\n".join(predictor.class_names) + "\n", "input.txt": input_note(cfg)}
+    extra = {"classes.txt": "\n".join(predictor.class_names) + "\n", "input.txt": input_note(cfg, predictor.image_rule)}
     torch.jit.save(traced, args.output, _extra_files=extra)
     return f"TorchScript for {predictor.network.device.type}"
 

@@ -1,7 +1,7 @@
 """Opens image files of any kind without loss: what they hold, from the header alone, and their values as stored.
 
-Pillow reads what fits into 8-bit RGB. It cuts 16-bit colour off, scales PGM, and misreads or refuses TIFF files of other
-types and numbers of bands, as OpenCV does: those go through tifffile and imagecodecs.
+Pillow reads what fits into 8-bit RGB. It cuts 16-bit colour off, scales PGM, and misreads or refuses TIFF files of
+other types and numbers of bands, as OpenCV does: those go through tifffile and imagecodecs.
 """
 
 import re

@@ -48,7 +48,7 @@ class ImageRule:
         if self.bands is not None:
             wanted = [0 if count == 1 else band for band in self.bands]
             values = values if wanted == list(range(count)) else values[..., wanted]
-        scaled = self._scaled(values)
+        scaled = self.scale(values)
         return scaled if scaled.shape[2] == 3 else np.repeat(scaled, 3, axis=2)
 
     def problem(self, bands: int, alpha: int, deep: bool) -> str:
@@ -81,8 +81,8 @@ class ImageRule:
             texts.append(f"values from {lo} to {hi} become 0 to 255, beyond they are clipped, NaN becomes 0")
         return "; ".join(texts)
 
-    def _scaled(self, values: np.ndarray) -> np.ndarray:
-        """Numbers of any shape -> uint8 of this shape."""
+    def scale(self, values: np.ndarray) -> np.ndarray:
+        """Numbers of any shape -> uint8 of this shape; without a ``value_range``, uint8 as they are."""
         if values.dtype == bool:
             values = values * np.uint8(255)
         if self.value_range is None:

@@ -66,12 +66,14 @@ def read_image(path: str, image_format: str, rule: ImageRule = ImageRule()) -> n
     Raises:
         DatasetError: the file is missing, damaged or too large, or holds what the rule says nothing about.
     """
-    rgb = rule.to_rgb(read_stored(path, rule))
+    rgb = rule.to_rgb(read_stored(path, rule)[0])
     return rgb if image_format == "RGB" else rgb[:, :, ::-1]
 
 
-def read_stored(path: str, rule: ImageRule) -> np.ndarray:
-    """The values of an image as the file has them, upright, (H, W, C) of any real type; colours of 8 bits as RGB.
+def read_stored(path: str, rule: ImageRule) -> tuple[np.ndarray, str]:
+    """The values of an image as the file has them, upright, (H, W, C) of any real type, and their kind in words.
+
+    Colours of 8 bits are RGB; alpha is there only where the rule chooses bands.
 
     Raises:
         DatasetError: as :func:`read_image`.
@@ -80,7 +82,9 @@ def read_stored(path: str, rule: ImageRule) -> np.ndarray:
         with open_image(path, rule.max_pixels) as image:
             _check_kind(path, image, rule)
             values = image.decode()
-            return values if rule.bands is not None or not image.alpha else values[..., : image.bands]
+            if rule.bands is None and image.alpha:
+                values = values[..., : image.bands]
+            return values, image.kind or f"{image.bits} bits"
     except READ_ERRORS as error:
         raise unreadable("image", path, error) from error
 
@@ -131,7 +135,7 @@ def read_label(path: str, metadata: Metadata) -> np.ndarray:
     if raw is None:
         raise DatasetError(
             f"{path}: this label is {found}; labels must hold one class id per pixel (PNG or TIFF, grey or palette, of "
-            "whole numbers): convert it to ids, or, where colours are classes, give the dataset a color_map"
+            "whole numbers): convert it to ids, or give the dataset a color_map where colours are classes"
         )
     if color_map:
         return _map_colors(raw, path, metadata.name, color_map)
