@@ -24,7 +24,9 @@ from rc2l.data.faults import (
     only_zero_problem,
     overlap_problem,
 )
+from rc2l.data.image_rule import dataset_rule, record_rule
 from rc2l.data.reading import read_image
+from rc2l.data.value_report import StoredValues, describe_values, stored_values
 from rc2l.data.whole_files import WholeFiles, whole_files
 from rc2l.structures.label_map import IGNORE
 
@@ -44,6 +46,8 @@ class Inspection:
     digest: str
     #: (256,) pixels of each train id, or None without a label.
     pixels: np.ndarray | None
+    #: Values before ``value_range`` and ``bands``; None where the dataset has neither.
+    values: StoredValues | None = None
 
 
 @dataclass
@@ -90,10 +94,14 @@ def inspect_image(record: dict, whole: WholeFiles) -> Inspection:
     Raises:
         DatasetError: a file is missing or damaged, sizes differ, or an id or a colour has no class.
     """
+    rule, values = record_rule(record), None
+    if rule.describe():
+        values, size = stored_values(record["file_name"], rule)
+    else:
+        size = read_image(record["file_name"], "RGB", rule).shape[:2]
     pixels = check_labeled(record) if "sem_seg_file_name" in record else None
-    size = read_image(record["file_name"], "RGB").shape[:2]
     whole.check(record["file_name"])
-    return Inspection(size, hashlib.sha256(Path(record["file_name"]).read_bytes()).hexdigest(), pixels)
+    return Inspection(size, hashlib.sha256(Path(record["file_name"]).read_bytes()).hexdigest(), pixels, values)
 
 
 def audit_dataset(name: str, workers: int | None = None) -> DatasetReport:
@@ -118,6 +126,10 @@ def audit_dataset(name: str, workers: int | None = None) -> DatasetReport:
             report.notes.append(f"no label shows {', '.join(absent)}")
         if problem := one_class_problem(name):
             report.problems.append(problem)
+    found = [each.values for each in report.inspections if each is not None and each.values is not None]
+    notes, problems = describe_values(dataset_rule(name), found)
+    report.notes += notes
+    report.problems += problems
     for files in _same_content([report]).values():
         report.notes.append(f"the same image {len(files)} times: {', '.join(path for _, path in files)}")
     return report

@@ -40,7 +40,10 @@ class ImageRule:
         values = values[..., None] if values.ndim == 2 else values
         if values.ndim != 3 or 0 in values.shape or values.dtype.kind not in "buif":
             raise ValueError(f"the image is {values.dtype} of shape {values.shape}: it must be uint8 (H, W, 3), in RGB")
-        if problem := self.problem(values.shape[2], 0, values.dtype not in (np.uint8, bool)):
+        problem = self.band_problem(values.shape[2])
+        if not problem and self.value_range is None and values.dtype not in (np.uint8, bool):
+            problem = "say which values become 0 and 255, such as value_range: [0, 65535]"
+        if problem:
             raise ValueError(
                 f"the image is {values.dtype} of shape {values.shape}: it must be uint8 (H, W, 3), in RGB, or {problem}"
             )
@@ -51,14 +54,8 @@ class ImageRule:
         scaled = self.scale(values)
         return scaled if scaled.shape[2] == 3 else np.repeat(scaled, 3, axis=2)
 
-    def problem(self, bands: int, alpha: int, deep: bool) -> str:
-        """What this rule lacks for files of such a kind, in words; empty where it fits.
-
-        Args:
-            bands: number of bands, alpha apart.
-            alpha: number of alpha bands behind them.
-            deep: values are not 8-bit numbers.
-        """
+    def band_problem(self, bands: int, alpha: int = 0) -> str:
+        """What is wrong with it for an image of so many bands and alpha bands behind them; empty where it fits."""
         if self.bands is None and bands not in (1, 3):
             return "say which bands are red, green and blue, such as bands: [0, 1, 2], or bands: [0] for grey"
         # One band stands for three equal ones, so that grey images can be mixed with those of more bands.
@@ -67,18 +64,16 @@ class ImageRule:
                 f"bands {list(self.bands)} asks for band {max(self.bands)}, counted from 0, but there are "
                 f"{bands + alpha}"
             )
-        if deep and self.value_range is None:
-            return "say which values become 0 and 255, such as value_range: [0, 65535]"
         return ""
 
     def describe(self) -> str:
         """The rule in words; empty where nothing is asked for."""
         texts = []
         if self.bands is not None:
-            texts.append(f"bands {list(self.bands)} of each image are {'grey' if len(self.bands) == 1 else 'its RGB'}")
+            texts.append(f"bands {list(self.bands)} are {'grey' if len(self.bands) == 1 else 'red, green and blue'}")
         if self.value_range is not None:
-            lo, hi = (f"{value:g}" if abs(value) < 1e6 else repr(value) for value in self.value_range)
-            texts.append(f"values from {lo} to {hi} become 0 to 255, beyond they are clipped, NaN becomes 0")
+            lo, hi = (int(end) if end.is_integer() else end for end in self.value_range)
+            texts.append(f"value_range [{lo}, {hi}] becomes 0 to 255 (what lies beyond is clipped, NaN becomes 0)")
         return "; ".join(texts)
 
     def scale(self, values: np.ndarray) -> np.ndarray:
@@ -179,10 +174,15 @@ def rule_of(metadata: Metadata) -> ImageRule:
     return read_rule(vars(metadata), f"metadata of dataset '{metadata.get('name', '')}'")
 
 
+def dataset_rule(name: str) -> ImageRule:
+    """:func:`rule_of` by the name of a registered dataset."""
+    return rule_of(MetadataCatalog.get(name))
+
+
 def record_rule(record: dict) -> ImageRule:
     """The rule of the dataset that a dataset dict is of; that of 8-bit images where it says none.
 
     Raises:
         DatasetError: as :func:`rule_of`.
     """
-    return rule_of(MetadataCatalog.get(record["dataset"])) if "dataset" in record else ImageRule()
+    return dataset_rule(record["dataset"]) if "dataset" in record else ImageRule()

@@ -1,5 +1,7 @@
 """Opens image and label files, with errors that name the file."""
 
+import math
+import os
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +19,8 @@ _NUM_RAW_IDS = 1 << 16
 _INVALID = 254
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 _COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+#: Largest values that are likely to be meant: of shares, and of 8, 10, 12, 14 and 16 bits.
+_LIKELY_LIMITS = (1, 255, 1023, 4095, 16383, 65535)
 #: What is raised for files that are missing, truncated, too large or no images at all.
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError)
 
@@ -44,18 +48,36 @@ def _reason(path: str, error: Exception) -> str:
     return str(error) if type(error) is OSError and error.errno is None else f"{type(error).__name__}: {error}"
 
 
-def _check_kind(path: str, image: ImageFile, rule: ImageRule) -> None:
-    """Refuse what 8-bit RGB would cut off, unless the rule says what to do with it."""
+def _check_kind(path: str, image: ImageFile, rule: ImageRule, decode: bool = False) -> None:
+    """Refuse what 8-bit RGB would cut off, unless the rule says what to do with it; ``decode`` to advise a range."""
     kind = image.kind
     if image.unusable:
         raise DatasetError(f"{path}: this image has {kind}, of which no RGB can be made here; save it as RGB")
-    if problem := rule.problem(image.bands, image.alpha, image.deep):
+    problems = [rule.band_problem(image.bands, image.alpha)]
+    if image.deep and rule.value_range is None:
+        problems.append(f"say which values become 0 and 255, such as {_advice(image, decode)}")
+    if problem := "; ".join(filter(None, problems)):
         kind = kind or f"{image.bands + image.alpha} bands of {image.bits} bits"
-        more = "" if rule.bands or not image.deep or image.bands in (1, 3) else ", and value_range"
         raise DatasetError(
-            f"{path}: this image has {kind}, which 8-bit RGB would cut off: {problem}{more}, in the description of the "
-            "dataset (predict: --value-range, --bands), the same for all its images"
+            f"{path}: this image has {kind}, which 8-bit RGB would cut off; {problem}, in the description of "
+            "the dataset (predict: --value-range, --bands)"
         )
+
+
+def _advice(image: ImageFile, decode: bool) -> str:
+    """A ``value_range`` that may be meant."""
+    if not decode:
+        ends = {"f": (0, 1), "u": (0, (1 << image.bits) - 1)}.get(image.dtype.kind, (-1000, 1000))
+        return f"value_range: {list(ends)}"
+    values = image.decode()
+    lowest, highest = (float(end.reduce(values, axis=None)) for end in (np.fmin, np.fmax))
+    if not math.isfinite(highest - lowest):
+        return "value_range: [0, 1]"
+    lo, hi = (float(f"{end:.3g}") for end in (lowest, highest))
+    if lowest >= 0:
+        lo, hi = 0.0, float(next((limit for limit in _LIKELY_LIMITS if limit >= highest), hi))
+    lo, hi = (int(end) if end.is_integer() else end for end in (lo, hi))
+    return f"value_range: [{lo}, {hi}], as it has values from {lowest:g} to {highest:g}"
 
 
 def read_image(path: str, image_format: str, rule: ImageRule = ImageRule()) -> np.ndarray:  # noqa: B008  frozen
@@ -80,7 +102,7 @@ def read_stored(path: str, rule: ImageRule) -> tuple[np.ndarray, str]:
     """
     try:
         with open_image(path, rule.max_pixels) as image:
-            _check_kind(path, image, rule)
+            _check_kind(path, image, rule, decode=True)
             values = image.decode()
             if rule.bands is None and image.alpha:
                 values = values[..., : image.bands]

@@ -165,9 +165,8 @@ class TrainingPictures:
             if label is not None:
                 # The same numbers again, this time with the label beside the image.
                 with seeded_randomness(self.seed, _KEY, number):
-                    view = T.AugInput(
-                        read_image(record["file_name"], self.cfg.INPUT.FORMAT, record_rule(record)), sem_seg=label
-                    )
+                    image = read_image(record["file_name"], self.cfg.INPUT.FORMAT, record_rule(record))
+                    view = T.AugInput(image, sem_seg=label)
                     mapper.weak(view)
                 pad = mapper.padding.get_transform(view.image)
                 sample["hidden"] = pad.apply_segmentation(view.sem_seg)
