@@ -1,5 +1,7 @@
 """A trained network on images of one's own: tools/predict.py, tools/export.py and rc2l.inference."""
 
+import csv
+import io
 import json
 import re
 import subprocess
@@ -15,6 +17,7 @@ from rc2l.data.reading import read_image, read_label
 from rc2l.engine.config_file import load_config
 from rc2l.evaluation.confusion import confusion_matrix, scores_from_confusion
 from rc2l.inference import Predictor
+from rc2l.inference.sources import Video, VideoWriter
 from tests.test_train_net import TINY, datasets, datasets_folder, run  # noqa: F401  two are fixtures
 from tests.tool_modules import load_tool
 
@@ -68,11 +71,62 @@ def test_names_follow_the_folders_and_unsure_pixels_are_left_open(trained, datas
     (images / "notes.txt").write_text("no image")
     load_tool("predict").main([str(images), *arguments(trained, output, "--overlays", "--min-confidence", "1")])
     assert {str(path.relative_to(output)) for path in output.rglob("*.*")} == {
-        *("classes.txt", "labels/a/wide.png", "labels/gray.png", "overlays/a/wide.jpg", "overlays/gray.jpg")
+        *(
+            "classes.txt",
+            "classes.csv",
+            "images.csv",
+            "labels/a/wide.png",
+            "labels/gray.png",
+            "overlays/a/wide.jpg",
+            "overlays/gray.jpg",
+        )
     }
     label = Image.open(output / "labels/a/wide.png")
     assert label.size == (90, 50) and label.mode == "P" and (np.asarray(label) == 255).all()
     assert min(Image.open(output / "overlays/gray.jpg").size) >= 320
+
+
+def test_lists_videos_and_tiffs_with_all_results(trained, datasets, tmp_path, monkeypatch, capsys):  # noqa: F811
+    photo = validation_images(datasets)[0]
+    image = read_image(str(photo), "RGB")
+    clip, tiff, output = tmp_path / "clip.mp4", tmp_path / "map.tif", tmp_path / "predictions"
+    writer = VideoWriter(clip, 10.0)
+    for _ in range(5):
+        writer.write(image)
+    writer.close()
+    Image.fromarray(image).save(tiff)
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no video")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{clip}\n{tiff}\n{broken}\n"))
+    options = ["--overlays", "--confidence", "--probabilities", "uint8", "--pieces", "--every", "2"]
+    keys = ["TEST.WINDOW.SIZE", "[48,48]", "INPUT.MIN_SIZE_TEST", "0"]
+    with pytest.raises(SystemExit) as stop:
+        words = ["-", str(photo), "--run", str(trained[1]), "--output", str(output), *options, *keys]
+        load_tool("predict").main(words)
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and "1 of 4 images could not be read" in said.err and "broken.mp4" in said.err
+    assert "5 images" in said.out
+
+    predictor = Predictor.from_run(trained[1], *keys)
+    expected = predictor(photo, probabilities=True)
+    names = ["map", photo.stem, *(f"clip/{number:06d}" for number in (0, 2, 4))]
+    rows = {row["image"]: row for row in csv.DictReader((output / "images.csv").open())}
+    assert set(rows) == set(names)
+    of_class = [float(rows[photo.stem][f"share of {name}"]) for name in predictor.class_names]
+    shares = np.bincount(expected.label_map.ravel(), minlength=len(of_class)) / expected.label_map.size
+    np.testing.assert_allclose(of_class, shares, atol=1e-5)
+    assert float(rows[photo.stem]["mean_confidence"]) == pytest.approx(expected.confidence.mean(), abs=1e-3)
+    assert rows["map"]["path"] == str(tiff) and float(rows["map"]["seconds"]) > 0
+    for kind, suffix in (("labels", ".png"), ("labels", ".tif")):
+        file = output / kind / f"{'map' if suffix == '.tif' else photo.stem}{suffix}"
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), expected.label_map)
+    confidence = np.asarray(Image.open(output / f"confidence/{photo.stem}.png"))
+    np.testing.assert_allclose(confidence / 255, expected.confidence, atol=0.003)
+    probabilities = np.load(output / f"probabilities/{photo.stem}.npy")
+    np.testing.assert_allclose(probabilities / 255, expected.probabilities, atol=0.003)
+    assert [number for number, _ in Video(output / "overlays/clip.mp4")] == [0, 1, 2]
+    classes = list(csv.DictReader((output / "classes.csv").open()))
+    assert [row["class"] for row in classes[:-1]] == predictor.class_names and classes[0]["color"].startswith("#")
 
 
 def test_predictor_takes_arrays_of_any_size_and_gives_classes_and_confidence(trained):
@@ -109,7 +163,7 @@ def test_networks_that_want_bgr_get_it(trained, tmp_path):
 BAD = {
     "nothing there": (["none.jpg"], [], r"none\.jpg: no such file or folder"),
     "no image": (["empty"], [], r"empty holds no images; files of \.jpg"),
-    "same names": (["one/x.jpg", "two/x.jpg"], [], r"one/x\.jpg and .*two/x\.jpg would both be labelled as x\.png"),
+    "same names": (["one/x.jpg", "two/x.jpg"], [], r"one/x\.jpg and .*two/x\.jpg would both be labelled as x:"),
     "output among the images": (["."], [], r"predictions lies in .*, whose images are to be labelled"),
     "no checkpoint": (["one"], ["--checkpoint", ""], r"checkpoint"),
     "confidence": (["one"], ["--min-confidence", "50"], r"the least confidence is 50\.0: it must be in \[0, 1\]"),

@@ -6,38 +6,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from rc2l.config import get_rc2l_cfg
 from rc2l.data.mapper import EvaluationMapper
 from rc2l.engine.config_file import check_config
 from rc2l.evaluation.scorer import Scorer, build_scorer, describe_mode
 from rc2l.evaluation.window import SlidingWindow, scores_by_rows
+from tests.toy_network import PerPixel
 
 K = 3
-
-
-class PerPixel(nn.Module):
-    """Scores of a pixel from its own colour alone, so that cutting the image changes nothing."""
-
-    def __init__(self):
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.weight = nn.Parameter(torch.randn(K, 3, generator=generator) / 50)
-        self.batches = []
-
-    def scores(self, image: torch.Tensor) -> torch.Tensor:
-        return torch.einsum("kc,chw->khw", self.weight, image.float()).softmax(0)
-
-    def forward(self, inputs: list[dict]) -> list[dict]:
-        self.batches.append([tuple(item["image"].shape[-2:]) for item in inputs])
-        results = []
-        for item in inputs:
-            scores, size = self.scores(item["image"]), (item["height"], item["width"])
-            if scores.shape[1:] != size:
-                scores = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
-            results.append({"sem_seg": scores})
-        return results
 
 
 class Mean(PerPixel):
@@ -82,7 +59,7 @@ def test_windows_cover_the_image_and_their_weights_add_up_to_one(blending):
 @pytest.mark.parametrize("size", [(70, 101), (32, 32), (20, 90)])
 @pytest.mark.parametrize("stride", [0.6, 17, 1])
 def test_a_network_that_sees_single_pixels_gives_the_same_with_and_without_windows(size, stride):
-    network, image = PerPixel(), noise(*size)
+    network, image = PerPixel(K), noise(*size)
     for item in ({}, {"height": 41, "width": 33}):  # at the size of the image, and at another original size
         whole = scores_of(Scorer(network), image, **item)
         for blending in ("linear", "uniform"):
@@ -99,7 +76,7 @@ def test_linear_blending_has_no_seams_and_uniform_has():
     window = (64, 32)
     jumps = {}
     for blending in ("linear", "uniform"):
-        scores = scores_of(Scorer(Mean(), window=SlidingWindow(window, 0.5, blending)), image)
+        scores = scores_of(Scorer(Mean(K), window=SlidingWindow(window, 0.5, blending)), image)
         jumps[blending] = scores.diff(dim=2).abs().max().item()
     step_between_windows = 16 * 2.5
     assert jumps["linear"] <= 1.2 * step_between_windows / 16 < 0.4 * jumps["uniform"]
@@ -110,7 +87,7 @@ def test_rows_come_once_each_in_order_and_before_the_image_is_through():
 
     def score(corners, size):
         seen.append(corners)
-        return torch.stack([PerPixel().scores(image[:, y : y + size[0], x : x + size[1]]) for y, x in corners])
+        return torch.stack([PerPixel(K).scores(image[:, y : y + size[0], x : x + size[1]]) for y, x in corners])
 
     rows, number = [], []
     with torch.no_grad():
@@ -118,14 +95,14 @@ def test_rows_come_once_each_in_order_and_before_the_image_is_through():
             assert top == sum(len(each[0]) for each in rows)
             rows.append(scores.clone())
             number.append(len(seen))
-    torch.testing.assert_close(torch.cat(rows, 1), PerPixel().scores(image).detach())
+    torch.testing.assert_close(torch.cat(rows, 1), PerPixel(K).scores(image).detach())
     assert number == sorted(set(number)) and number[0] < number[-1] / 3
 
 
 def test_mirrored_images_are_averaged_with_the_image():
-    scores = scores_of(Scorer(Column(), mirror=True), noise(4, 9))
+    scores = scores_of(Scorer(Column(K), mirror=True), noise(4, 9))
     assert torch.equal(scores, torch.full((K, 4, 9), 4.0))
-    windowed = scores_of(Scorer(Column(), mirror=True, window=SlidingWindow((4, 5))), noise(4, 9))
+    windowed = scores_of(Scorer(Column(K), mirror=True, window=SlidingWindow((4, 5))), noise(4, 9))
     torch.testing.assert_close(windowed, torch.full((K, 4, 9), 2.0))
 
 
@@ -139,7 +116,7 @@ def test_scales_follow_the_config_and_are_averaged():
     item = EvaluationMapper(cfg).of_image(image)
     sizes = [tuple(each.shape[1:]) for each in item["scales"]]
     assert sizes == [(16, 24), (32, 48), (53, 80)] and item["image"].shape == (3, 24, 36)
-    network = PerPixel()
+    network = PerPixel(K)
     scores = scores_of(build_scorer(cfg, network), **item)
     assert sorted(itertools.chain(*network.batches)) == sorted(2 * sizes)  # each mirrored too
     expected = torch.zeros(K, 32, 48)
@@ -156,7 +133,7 @@ def test_scales_follow_the_config_and_are_averaged():
 def test_the_config_gives_windows_and_half_precision():
     cfg = get_rc2l_cfg()
     cfg.MODEL.DEVICE = "cpu"
-    assert build_scorer(cfg, PerPixel()).window is None and describe_mode(cfg) == "single scale, original size"
+    assert build_scorer(cfg, PerPixel(K)).window is None and describe_mode(cfg) == "single scale, original size"
     cfg.TEST.WINDOW.SIZE, cfg.TEST.WINDOW.STRIDE, cfg.TEST.WINDOW.BATCH_SIZE, cfg.TEST.AMP = [32, 64], 20.0, 2, True
     check_config(cfg)
     types = []
@@ -167,7 +144,7 @@ def test_the_config_gives_windows_and_half_precision():
             types.append(product.dtype)
             return product.float().softmax(0)
 
-    network = Recording()
+    network = Recording(K)
     scorer = build_scorer(cfg, network)
     assert scorer.window == SlidingWindow((32, 64), 20.0, "linear", 2)
     scores = scores_of(scorer, noise(40, 40))

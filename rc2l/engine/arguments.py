@@ -66,19 +66,10 @@ def read_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = Non
     args.opts = [*(getattr(args, "opts", None) or []), *pairs]
     needs_network = hasattr(args, "checkpoint")
     if args.run:
-        folder = Path(args.run)
-        if not (folder / "config.yaml").is_file():
-            raise ValueError(f"--run {folder}: it holds no config.yaml; name the OUTPUT_DIR of a run")
-        args.config_file = args.config_file or str(folder / "config.yaml")
+        args.config_file = args.config_file or config_of_run(args.run)
         if not getattr(args, "checkpoint", ""):
-            found = [folder / name for name in ("model_best.pth", "model_final.pth") if (folder / name).is_file()]
-            if (
-                not found
-                and (needs_network or getattr(args, "eval_only", False))
-                and not getattr(args, "resume", False)
-            ):
-                raise ValueError(f"--run {folder}: it holds neither model_best.pth nor model_final.pth yet")
-            args.checkpoint = str(found[0]) if found else ""
+            must = (needs_network or getattr(args, "eval_only", False)) and not getattr(args, "resume", False)
+            args.checkpoint = checkpoint_of_run(args.run, must_exist=must)
     elif needs_network:
         for name in ("config_file", "checkpoint"):
             if not getattr(args, name):
@@ -87,6 +78,32 @@ def read_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = Non
                     f"--{option} is missing: name the folder of a run by --run, or --config-file and --checkpoint"
                 )
     return args
+
+
+def config_of_run(folder: str | Path) -> str:
+    """The config of the run in a folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"--run {folder}: it holds no config.yaml; name the OUTPUT_DIR of a run")
+    return str(path)
+
+
+def checkpoint_of_run(folder: str | Path, *, must_exist: bool = True) -> str:
+    """The best checkpoint of the run in a folder, else its last one; "" where there is none and none has to be.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for name in ("model_best.pth", "model_final.pth"):
+        if (path := Path(folder) / name).is_file():
+            return str(path)
+    if must_exist:
+        raise ValueError(f"--run {folder}: it holds neither model_best.pth nor model_final.pth yet")
+    return ""
 
 
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
