@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := .venv/bin/python
 
-.PHONY: install demo table test test-fast lint clean
+.PHONY: install demo table test test-fast lint docs clean
 
 install: .venv/installed
 
@@ -34,6 +34,10 @@ test-fast: install
 lint: install
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+
+# The documentation as a site in output/site; a link that leads nowhere is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
 
 clean:
 	rm -rf .venv .uv output .pytest_cache .ruff_cache
