@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import MappingProxyType
 
 import pytest
 
@@ -37,15 +38,15 @@ def test_the_papers_are_whole():
     assert tables["rc2l"] == [f"table{n}" for n in range(1, 6)]
     assert tables["reco"] == [f"table{n}" for n in range(1, 6)] + figures
     assert tables["dgcl"] == ["table2", "table3", "sampling", "clusters"] and tables["shapes"] == ["shapes"]
-    table3 = {row.name: row for row in read_tables(PAPERS[1])[2].rows}
+    table3 = {row.name: row for row in read_tables(REPO / "configs/papers/rc2l.yaml")[2].rows}
     row = table3["SMC + RCC, VOC Aug 1/4"]
     cfg = load_config(str(row.recipe), list(row.overrides))
     assert (cfg.RC2L.RCC_WEIGHT, cfg.RC2L.RMC_WEIGHT, cfg.RC2L.RFC_WEIGHT, row.paper) == (1, 0, 0, 77.89)
 
 
-def table_of(folder, rows, **more):
+def table_of(folder, rows, of_file=MappingProxyType({}), **more):
     path = folder / "mine.yaml"
-    path.write_text(json.dumps({"tables": {"t": {"rows": rows, **more}}}))
+    path.write_text(json.dumps({"tables": {"t": {"rows": rows, **more}}, **of_file}))
     return path
 
 
@@ -70,6 +71,15 @@ RECIPE = str(REPO / "configs/shapes/supervised.yaml")
 def test_bad_table_files_are_one_line(rows, more, message, tmp_path):
     with pytest.raises(YamlError, match=message) as error:
         read_tables(table_of(tmp_path, rows, **more))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("seeds", []), ("seeds", [0, 0]), ("seeds", [True]), ("seeds", 3), ("results", 3), ("runs", "x")]
+)
+def test_bad_keys_of_the_file_are_one_line(key, value, tmp_path):
+    with pytest.raises(YamlError, match=rf"mine\.yaml: (unknown: )?{key}") as error:
+        read_tables(table_of(tmp_path, [{"name": "a", "recipe": None}], {key: value}))
     assert "\n" not in str(error.value)
 
 
@@ -114,7 +124,8 @@ def test_runs_what_is_missing_once_and_prints_it(tmp_path, capsys, monkeypatch, 
         {"name": "also", "recipe": RECIPE, "overrides": {"TEST.EVAL_PERIOD": 7}},
         {"name": "quoted", "recipe": None, "paper": 61.5},
     ]
-    path, output = table_of(tmp_path, rows, title="mine", baseline="few"), tmp_path / "out"
+    path = table_of(tmp_path, rows, {"results": "kept"}, title="mine", baseline="few")
+    output = tmp_path / "out"
     command = [str(path), "--output", str(output), "--seeds", "3", "4", "--overrides", *TINY]
     table.main([*command, "--dry-run"])
     listed = capsys.readouterr().out.splitlines()
@@ -136,12 +147,74 @@ def test_runs_what_is_missing_once_and_prints_it(tmp_path, capsys, monkeypatch, 
     assert len(result["IoU"]) == 9 and result["command"] == listed[0] and "commit" in result
     assert "| few" in (output / "t.md").read_text() and "61.50" in (output / "t.txt").read_text()
 
+    kept = sorted((tmp_path / "kept").iterdir())
+    assert [json.loads(file.read_text()) for file in kept] == [json.loads(file.read_text()) for file in results]
+    assert kept[0].name == f"{results[0].parent.parent.name}_seed3.json"
+
     before = results[0].stat().st_mtime_ns
+    kept[1].unlink()
     results[1].unlink()  # stopped before its result was written: continued from its last checkpoint, not begun anew
     table.main(command)
     assert "1 runs are done, 1 are missing" in capsys.readouterr().out
     assert results[0].stat().st_mtime_ns == before and results[1].exists()
     assert not list(results[1].parent.glob("earlier_*"))
+
+
+def kept_results(folder, scores):
+    """A table file with two rows, and results of its runs that another day left, {row: {seed: (last, best)}}."""
+    rows = [{"name": "few", "recipe": RECIPE}, {"name": "more", "recipe": RECIPE, "overrides": {"SOLVER.MAX_ITER": 9}}]
+    path = table_of(folder, rows, {"seeds": [5, 6, 7], "results": "kept"}, baseline="few", title="mine")
+    file = table.read_table_file(path)
+    choice = table.Choice([5, 6, 7], [], [], folder / "out", file.results)
+    for row in file.tables[0].rows:
+        for run in table.runs_of(row, choice):
+            if run.seed in scores[row.name]:
+                last, best = scores[row.name][run.seed]
+                digest = table.settings_digest(run.recipe, run.overrides)
+                run.kept.parent.mkdir(exist_ok=True)
+                run.kept.write_text(json.dumps({"settings": digest, "last": last, "best": best}))
+    return path
+
+
+def test_results_of_another_day_are_done_and_go_into_a_document(tmp_path, capsys):
+    path = kept_results(tmp_path, {"few": {5: (40, 42), 6: (50, 50)}, "more": {5: (44, 44), 6: (49, 51), 7: (60, 60)}})
+    command = [str(path), "--output", str(tmp_path / "out")]
+    table.main([*command, "--dry-run"])
+    (listed,) = capsys.readouterr().out.splitlines()
+    assert "SEED 7 " in listed and listed.startswith("python train_net.py --config-file configs/shapes/supervised.yaml")
+
+    document = tmp_path / "results.md"
+    document.write_text("before\n\n<!-- table: t -->\nold\n<!-- end of table -->\n\nafter\n")
+    for _ in range(2):  # the second time in place of the first
+        table.main([*command, "--no-training", "--write", str(document)])
+        assert "5 runs are done, 1 are missing" in capsys.readouterr().out
+    said = document.read_text()
+    assert said.startswith("before\n\n<!-- table: t -->\n\n|") and said.endswith(
+        "|\n\n<!-- end of table -->\n\nafter\n"
+    )
+    more = next(line for line in said.splitlines() if line.startswith("| more"))
+    cells = [cell.strip() for cell in more.strip("|").split("|")]
+    assert cells[1:] == ["51.00 ± 8.19", "44.00 49.00 60.00", "51.67 ± 8.02", "44.00 51.00 60.00", "1, 2 of 2 (+1.50)"]
+    assert "40.00 50.00 -" in said and "old" not in said and "paper" not in said
+
+    document.write_text("no place\n")
+    with pytest.raises(SystemExit):
+        table.main([*command, "--no-training", "--write", str(document)])
+    assert "it has no line <!-- table: t -->" in capsys.readouterr().err
+
+
+def test_a_result_that_is_not_of_these_settings_or_damaged_is_refused(tmp_path, capsys):
+    path = kept_results(tmp_path, {"few": {5: (40, 42)}, "more": {}})
+    (kept,) = (tmp_path / "kept").iterdir()
+    for content, message in (
+        ({"settings": "0", "last": 1, "best": 2}, "with other settings than configs/shapes/supervised.yaml"),
+        ({"settings": "0"}, "is damaged"),
+    ):
+        kept.write_text(json.dumps(content))
+        with pytest.raises(SystemExit):
+            table.main([str(path), "--no-training", "--output", str(tmp_path / "out")])
+        said = capsys.readouterr().err
+        assert message in said and str(kept) in said and said.count("\n") == 1
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path, capsys, monkeypatch):

@@ -4,29 +4,33 @@
     python tools/table.py configs/papers/rc2l.yaml --only table3 --seeds 0 1 2 --jobs 2 --output output/table
     python tools/table.py configs/papers/rc2l.yaml --only table3 --dry-run
 
+    python tools/table.py configs/papers/camvid.yaml --no-training --write docs/results.md
+
 A run has its result in <output>/runs/<recipe>_<hash>/seed<n>/result.json; runs with one are not repeated, and those
-that were stopped continue (--resume). Rows of several tables with the same recipe and overrides share their runs. Each
-table is written to <output>/<table>.txt, .md and .json. The format of table files stands in tools/table_file.py.
+that were stopped continue (--resume). Where the table file names a folder of `results`, that of each finished run is
+copied there, <recipe>_<hash>_seed<n>.json, and what lies there is done: with the folder kept in git, a table goes on
+where another day or machine left it. Rows of several tables with the same recipe and overrides share their runs; the
+first seed of all rows is run before the second. Each table is written to <output>/<table>.txt, .md and .json, and with
+--write also into a Markdown file, between the lines `<!-- table: NAME -->` and `<!-- end of table -->`. The format of
+table files stands in tools/table_file.py.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import rc2l  # noqa: F401  before detectron2, which it makes importable
 
 # isort: split
-from table_file import Row, Table, read_tables
-from tabulate import tabulate
+from table_file import Table, read_table_file
+from table_report import render, summarize, write_into
+from table_runs import REPO, Choice, Run, runs_of, settings_digest
 
 from rc2l.data.datasets.location import datasets_root
 from rc2l.data.datasets.shapes import generate_shapes
@@ -38,59 +42,6 @@ from rc2l.semi.method import method_of
 
 #: Exit status where a run failed; the table holds the others.
 EXIT_FAILED = 1
-REPO = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training: a recipe, overrides, and a seed, which is also the seed of the labelled split."""
-
-    recipe: Path
-    overrides: tuple[str, ...]
-    seed: int
-    folder: Path
-    imports: tuple[str, ...] = ()
-
-    @property
-    def command(self) -> list[str]:
-        seed = str(self.seed)
-        seeds = ["SEED", seed, "DATASETS.SPLIT.SEED", seed, "DATASETS.PARTIAL_LABELS.SEED", seed]
-        words = [sys.executable, str(REPO / "train_net.py"), "--config-file", str(self.recipe), "--resume"]
-        words += [word for name in self.imports for word in ("--import", name)]
-        return [*words, *self.overrides, *seeds, "OUTPUT_DIR", str(self.folder)]
-
-    @property
-    def result(self) -> dict | None:
-        """What the finished run scored; None where it is not finished."""
-        try:
-            return json.loads((self.folder / "result.json").read_text())
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise ValueError(f"{self.folder}/result.json is damaged: delete it to collect it anew") from error
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the command line asks for, of all rows."""
-
-    seeds: list[int]
-    overrides: list[str]
-    imports: list[str]
-    output: Path
-
-
-def runs_of(row: Row, choice: Choice) -> list[Run]:
-    """The runs of a row, one a seed; none for a row that is only quoted."""
-    if row.recipe is None:
-        return []
-    merged = dict(zip(row.overrides[::2], row.overrides[1::2], strict=True))
-    merged |= dict(zip(choice.overrides[::2], choice.overrides[1::2], strict=True))
-    name = os.path.relpath(row.recipe, REPO)
-    digest = hashlib.sha256(json.dumps([name, sorted(merged.items()), choice.imports]).encode()).hexdigest()
-    words = tuple(word for pair in merged.items() for word in pair)
-    folder = choice.output / "runs" / f"{row.recipe.parent.name}-{row.recipe.stem}_{digest[:8]}"
-    return [Run(row.recipe, words, seed, folder / f"seed{seed}", tuple(choice.imports)) for seed in choice.seeds]
 
 
 def train(run: Run, threads: int) -> str:
@@ -106,8 +57,17 @@ def train(run: Run, threads: int) -> str:
         return f"{label} failed with status {done.returncode}: {lines[-1] if lines else ''} ({run.folder}/console.txt)"
     result = collect(run) | {"seconds": round(time.monotonic() - begin, 1)}
     write_text(run.folder / "result.json", json.dumps(result, indent=1) + "\n")
+    if run.kept is not None:
+        run.kept.parent.mkdir(parents=True, exist_ok=True)
+        write_text(run.kept, _compact(result))
     print(f"done: {label}: mIoU {result['last']:.2f} in {result['seconds']:.0f} s", flush=True)
     return ""
+
+
+def _compact(result: dict) -> str:
+    """A result as JSON of one line an entry, so that a folder of them stays small and readable."""
+    entries = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in result.items())
+    return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
 def collect(run: Run) -> dict:
@@ -120,11 +80,13 @@ def collect(run: Run) -> dict:
     dataset = load_config(str(run.recipe), list(run.overrides)).DATASETS.TEST[0]
     scores = json.loads((run.folder / "inference" / f"{dataset}_teacher.json").read_text())
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=REPO)
+    pseudo = [row for row in rows if "pseudo/mIoU" in row]
     return {
-        "command": shlex.join(run.command),
+        "command": run.shown,
         "commit": commit.stdout.strip(),
         "recipe": os.path.relpath(run.recipe, REPO),
         "overrides": list(run.overrides),
+        "settings": settings_digest(run.recipe, run.overrides),
         "seed": run.seed,
         "dataset": dataset,
         "last": scores["mIoU"],
@@ -132,75 +94,26 @@ def collect(run: Run) -> dict:
         "curve": curves["teacher"],
         "student_curve": curves["student"],
         "IoU": scores["IoU"],
+        "pseudo_labels": {
+            name: [[row["iteration"] + 1, row[f"pseudo/{name}"]] for row in pseudo if f"pseudo/{name}" in row]
+            for name in ("mIoU", "region_precision", "region_recall", "query_IoU")
+            if pseudo
+        },
     }
 
 
-def summarize(table: Table, choice: Choice) -> dict:
-    """The table with its scores, as its JSON file has it; null where nothing was run."""
-    results = {row.name: {run.seed: run.result for run in runs_of(row, choice)} for row in table.rows}
-    rows = []
-    for row in table.rows:
-        done = {seed: result for seed, result in results[row.name].items() if result}
-        last = {seed: result["last"] for seed, result in done.items()}
-        best = {seed: result["best"] for seed, result in done.items()}
-        base = {seed: result["last"] for seed, result in results.get(table.baseline, {}).items() if result}
-        pairs = sorted(last.keys() & base.keys()) if row.name != table.baseline else []
-        rows.append(
-            {
-                "name": row.name,
-                "recipe": row.recipe and os.path.relpath(row.recipe, REPO),
-                "overrides": list(row.overrides),
-                "paper": row.paper,
-                "note": row.note,
-                "mean": statistics.mean(last.values()) if last else None,
-                "sd": statistics.stdev(last.values()) if len(last) > 1 else None,
-                "last": last,
-                "best": best,
-                "wins": sum(last[seed] > base[seed] for seed in pairs) if pairs else None,
-                "pairs": len(pairs),
-                "runs": [str(run.folder) for run in runs_of(row, choice) if run.seed in done],
-            }
-        )
-    return {
-        "table": table.key,
-        "title": table.title,
-        "note": table.note,
-        "baseline": table.baseline,
-        "seeds": choice.seeds,
-        "overrides": choice.overrides,
-        "rows": rows,
-    }
-
-
-def render(summary: dict, style: str) -> str:
-    """A table as text ("simple") or Markdown ("pipe"); mIoU of the teacher in percent."""
-    seeds = summary["seeds"]
-    headers = ["", "mean ± sd", "paper", f"last, seed {' '.join(map(str, seeds))}", "best"]
-    headers += [f"better than {summary['baseline']}"] if summary["baseline"] else []
-    lines = []
-    for row in summary["rows"]:
-        mean = "" if row["mean"] is None else f"{row['mean']:.2f}"
-        mean += "" if row["sd"] is None else f" ± {row['sd']:.2f}"
-        each = [" ".join(f"{row[kind][s]:.2f}" if s in row[kind] else "-" for s in seeds) for kind in ("last", "best")]
-        line = [row["name"], mean, "" if row["paper"] is None else f"{row['paper']:.2f}"]
-        line += each if row["last"] else ["", ""]
-        wins = "" if row["wins"] is None else f"{row['wins']} of {row['pairs']} seeds"
-        lines.append(line + ([wins] if summary["baseline"] else []))
-    return (
-        f"{summary['table']}: {summary['title']}\n\n{tabulate(lines, headers, tablefmt=style, disable_numparse=True)}\n"
-    )
-
-
-def write_tables(tables: list[Table], choice: Choice) -> None:
-    """Print every table, and write it to a file of each format."""
+def write_tables(tables: list[Table], choice: Choice, document: Path | None) -> None:
+    """Print every table, and write it to a file of each format, and into ``document``."""
     output = choice.output
     output.mkdir(parents=True, exist_ok=True)
-    for table in tables:
-        summary = summarize(table, choice)
+    summaries = [summarize(table, choice) for table in tables]
+    for table, summary in zip(tables, summaries, strict=True):
         print("\n" + render(summary, "simple"))
         write_text(output / f"{table.key}.txt", render(summary, "simple"))
         write_text(output / f"{table.key}.md", render(summary, "pipe"))
         write_text(output / f"{table.key}.json", json.dumps(summary, indent=1) + "\n")
+    if document is not None:
+        write_into(document, summaries)
 
 
 def chosen(tables: list[Table], only: list[str]) -> list[Table]:
@@ -220,35 +133,45 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="a table file, such as those of configs/papers/")
     parser.add_argument("--only", nargs="+", default=[], metavar="TABLE", help="tables of the file; default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of labelled split, weights and training")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[], help="of labelled split, weights and training; default: the file's"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--output", type=Path, default=Path("output/table"))
     parser.add_argument("--dry-run", action="store_true", help="list the commands of what is missing, run nothing")
+    parser.add_argument("--no-training", action="store_true", help="make the tables of what is done, run nothing")
+    parser.add_argument("--write", type=Path, metavar="FILE.md", help="a document that has a place for each table")
     parser.add_argument("--overrides", nargs="+", default=[], help="KEY VALUE pairs for all runs, over the rows' own")
     add_import_argument(parser)
     args = parser.parse_args(words)
-    if args.jobs < 1 or len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
+    if args.jobs < 1 or len(set(args.seeds)) < len(args.seeds) or min(args.seeds, default=0) < 0:
         raise ValueError(f"--jobs {args.jobs} --seeds {args.seeds}: 1 job or more; seeds of 0 or more, each once")
     if len(args.overrides) % 2:
         raise ValueError(f"--overrides are KEY VALUE pairs, but there are {len(args.overrides)} words")
-    tables = chosen(read_tables(args.file), args.only)
-    choice = Choice(args.seeds, args.overrides, args.imports, args.output.resolve())
+    file = read_table_file(args.file)
+    tables = chosen(list(file.tables), args.only)
+    seeds = args.seeds or list(file.seeds)
+    choice = Choice(seeds, args.overrides, args.imports, args.output.resolve(), file.results)
     runs = {run.folder: run for table in tables for row in table.rows for run in runs_of(row, choice)}
-    missing = [run for run in runs.values() if run.result is None]
+    by_seed = sorted(runs.values(), key=lambda run: seeds.index(run.seed))
+    missing = [run for run in by_seed if run.result is None]
     on_shapes = [run for run in missing if uses_shapes(run)]
     if args.dry_run:
-        print("\n".join(shlex.join(run.command) for run in missing))
+        print("\n".join(run.shown for run in missing))
         return
+    if args.no_training:
+        missing = on_shapes = []
     if on_shapes:
         root = datasets_root().resolve()
         if not (root / "shapes").exists():  # one that was made in another size stays
             generate_shapes(root)
         os.environ["DETECTRON2_DATASETS"] = str(root)
-    print(f"{len(runs) - len(missing)} runs are done, {len(missing)} are missing", flush=True)
+    waiting = sum(run.result is None for run in runs.values())
+    print(f"{len(runs) - waiting} runs are done, {waiting} are missing", flush=True)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
         failures = [failure for failure in pool.map(lambda run: train(run, threads), missing) if failure]
-    write_tables(tables, choice)
+    write_tables(tables, choice, args.write)
     if failures:
         print("\n".join(f"error: {failure}" for failure in failures), file=sys.stderr)
         sys.exit(EXIT_FAILED)

@@ -10,6 +10,9 @@
           - {name: alpha 1.0, overrides: {SEMI.UNSUPERVISED_WEIGHT: 1.0}, paper: 75.65}
           - {name: another work, recipe: null, paper: 70.1, note: quoted by the paper}
 
+Beside ``tables``, a file may have ``results``, a folder (relative to the file) of the results of finished runs, which
+are kept with the code and not run again, and ``seeds``, the list that ``--seeds`` defaults to.
+
 A row with ``recipe: null`` is not run: it only shows the paper's figure, mIoU in percent, which may be null too.
 """
 
@@ -18,6 +21,7 @@ from pathlib import Path
 
 from rc2l.yaml_file import YamlError, read_yaml_mapping
 
+_OF_A_FILE = ("title", "tables", "seeds", "results")
 _OF_A_TABLE = {"title", "recipe", "overrides", "baseline", "rows", "note"}
 _OF_A_ROW = {"name", "recipe", "overrides", "paper", "note"}
 
@@ -48,19 +52,42 @@ class Table:
     note: str
 
 
-def read_tables(path: Path) -> list[Table]:
-    """All tables of a file.
+@dataclass(frozen=True)
+class TableFile:
+    """What a table file holds."""
+
+    tables: tuple[Table, ...]
+    #: Seeds of the runs where the command line names none.
+    seeds: tuple[int, ...]
+    #: Where results are kept from one day to the next; None: nowhere.
+    results: Path | None
+
+
+def read_table_file(path: Path) -> TableFile:
+    """All of a file.
 
     Raises:
         YamlError: one line that names the file, the table and row, and what is wrong.
     """
     content = read_yaml_mapping(path)
-    tables = content.get("tables")
-    if content.keys() - {"title", "tables"}:
-        raise YamlError(f"{path}: unknown: {_names(content.keys() - {'title', 'tables'})}; known: title, tables")
+    tables, seeds, results = content.get("tables"), content.get("seeds", [0]), content.get("results")
+    if unknown := content.keys() - _OF_A_FILE:
+        raise YamlError(f"{path}: unknown: {_names(unknown)}; known: {', '.join(_OF_A_FILE)}")
     if not isinstance(tables, dict) or not tables:
         raise YamlError(f"{path}: it must hold `tables`, a mapping from a name to title and rows")
-    return [_table(path, str(key), table) for key, table in tables.items()]
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise YamlError(f"{path}: seeds is {seeds!r}; it must be a list of whole numbers of 0 or more, each once")
+    if len(set(seeds)) < len(seeds):
+        raise YamlError(f"{path}: seeds is {seeds!r}; it must be a list of whole numbers of 0 or more, each once")
+    if results is not None and (not isinstance(results, str) or not results.strip()):
+        raise YamlError(f"{path}: results is {results!r}; it must be the path of a folder")
+    folder = None if results is None else (path.parent / results).resolve()
+    return TableFile(tuple(_table(path, str(key), table) for key, table in tables.items()), tuple(seeds), folder)
+
+
+def read_tables(path: Path) -> list[Table]:
+    """:func:`read_table_file`, the tables alone."""
+    return list(read_table_file(path).tables)
 
 
 def _table(path: Path, key: str, table: object) -> Table:
