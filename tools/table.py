@@ -49,13 +49,14 @@ def train(run: Run, threads: int) -> str:
     begin, label = time.monotonic(), f"{run.folder.parent.name}, seed {run.seed}"
     run.folder.mkdir(parents=True, exist_ok=True)
     print(f"begin: {label}", flush=True)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=REPO)
     with (run.folder / "console.txt").open("a") as console:
         environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
         done = subprocess.run(run.command, stdout=console, stderr=subprocess.STDOUT, cwd=REPO, env=environment)
     if done.returncode:
         lines = (run.folder / "console.txt").read_text(errors="replace").splitlines()
         return f"{label} failed with status {done.returncode}: {lines[-1] if lines else ''} ({run.folder}/console.txt)"
-    result = collect(run) | {"seconds": round(time.monotonic() - begin, 1)}
+    result = collect(run) | {"commit": commit.stdout.strip(), "seconds": round(time.monotonic() - begin, 1)}
     write_text(run.folder / "result.json", json.dumps(result, indent=1) + "\n")
     if run.kept is not None:
         run.kept.parent.mkdir(parents=True, exist_ok=True)
@@ -79,11 +80,9 @@ def collect(run: Run) -> dict:
     }
     dataset = load_config(str(run.recipe), list(run.overrides)).DATASETS.TEST[0]
     scores = json.loads((run.folder / "inference" / f"{dataset}_teacher.json").read_text())
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=REPO)
     pseudo = [row for row in rows if "pseudo/mIoU" in row]
     return {
         "command": run.shown,
-        "commit": commit.stdout.strip(),
         "recipe": os.path.relpath(run.recipe, REPO),
         "overrides": list(run.overrides),
         "settings": settings_digest(run.recipe, run.overrides),
