@@ -1,8 +1,8 @@
 """Every config key of the project beside detectron2's own, each with its meaning, unit or range, and source.
 
 A file for each part of the config: ``data``, ``mask_former``, ``mask2former``, ``timm``, ``semi``, ``solver``,
-``evaluation``; and ``detectron2_keys`` for the ranges of detectron2's own. A method's node is beside its objective, in
-:mod:`rc2l.semi.objectives`.
+``evaluation``, ``watching``; and ``detectron2_keys`` for the ranges of detectron2's own. A method's node is beside its
+objective, in :mod:`rc2l.semi.objectives`.
 
 ``MODEL.MASK_FORMER.*``, ``MODEL.SEM_SEG_HEAD.*``, ``INPUT.*`` and ``SOLVER.*`` carry the names and defaults of the
 official MaskFormer, so that its YAML files merge unchanged.
@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 # Importing a part marks its keys, in this order.
-from rc2l.config import data, detectron2_keys, evaluation, mask_former, semi, solver, timm  # noqa: F401
+from rc2l.config import data, detectron2_keys, evaluation, mask_former, semi, solver, timm, watching  # noqa: F401
 from rc2l.ranges import add_config_nodes
 
 __all__ = ["add_rc2l_config", "get_rc2l_cfg"]

@@ -45,18 +45,14 @@ declare(
 
 @config_node
 def add_run_config(cfg: CfgNode) -> None:
-    """Add the keys of what a run shows, and of how exactly it repeats."""
+    """Add the key of how exactly a run repeats."""
     # Kernels that give the same bits each time, where CUDA has them (docs/determinism.md); slower. CPUs always do.
     cfg.DETERMINISTIC = False
-    # Pictures of a few fixed images while training, in OUTPUT_DIR/pictures and TensorBoard, and of the best and worst
-    # images of each evaluation (docs/watching.md). -1: at each evaluation; N: every N iterations; 0: none.
-    cfg.VIS_PERIOD = -1
 
 
 declare(
     "",
     {
         "DETERMINISTIC": flag(),
-        "VIS_PERIOD": integer(at_least=-1, at_most=MOST_STEPS),
     },
 )

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.engine import hooks
@@ -20,6 +21,16 @@ WINDOW = 20
 CLOCK = {"time", "data_time", "eta_seconds", "rank_data_time", "memory_mib"}
 
 
+def new_rows(last: int) -> list[tuple[int, dict[str, float]]]:
+    """(iteration, its scalars) of the event storage, in the order of iterations, for those above ``last``."""
+    rows = defaultdict(dict)
+    for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(WINDOW).items():
+        if iteration > last:
+            rows[iteration][name] = value
+    # One with times alone is of a step that failed.
+    return [(iteration, rows[iteration]) for iteration in sorted(rows) if not rows[iteration].keys() <= CLOCK]
+
+
 class RowWriter(EventWriter):
     """Appends to metrics.json a row for each iteration with new scalars, in the order of iterations.
 
@@ -32,14 +43,8 @@ class RowWriter(EventWriter):
         self._last = -1
 
     def write(self) -> None:
-        rows = defaultdict(dict)
-        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(WINDOW).items():
-            if iteration > self._last:
-                rows[iteration][name] = value
-        for iteration in sorted(rows):
-            if rows[iteration].keys() <= CLOCK:  # of a step that failed
-                continue
-            self._file.write(json.dumps(rows[iteration] | {"iteration": iteration}, sort_keys=True) + "\n")
+        for iteration, row in new_rows(self._last):
+            self._file.write(json.dumps(row | {"iteration": iteration}, sort_keys=True) + "\n")
             self._last = iteration
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -59,10 +64,11 @@ class MetricHistory(hooks.HookBase):
     Args:
         folder: OUTPUT_DIR.
         period: steps between two rows.
+        writers: more of them, such as a tracker's; they say by themselves what they have already.
     """
 
-    def __init__(self, folder: str, period: int) -> None:
-        self.folder, self.period = Path(folder), period
+    def __init__(self, folder: str, period: int, writers: Sequence[EventWriter] = ()) -> None:
+        self.folder, self.period, self.writers = Path(folder), period, writers
         self._restored: dict | None = None
 
     def state_dict(self) -> dict:
@@ -94,7 +100,11 @@ class MetricHistory(hooks.HookBase):
         if self._restored is not None:
             self._restore(self._restored)
         # A proxy of detectron2's hook, since TensorBoard must know where to cut before its file is opened.
-        self._files = [RowWriter(path), TensorboardXWriter(str(self.folder), purge_step=written + 1)]
+        self._files = [
+            RowWriter(path),
+            *self.writers,
+            TensorboardXWriter(str(self.folder), purge_step=written + 1),
+        ]
         self._writer = hooks.PeriodicWriter([CommonMetricPrinter(self.trainer.max_iter), *self._files], self.period)
         self._writer.trainer = self.trainer
 

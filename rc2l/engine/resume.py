@@ -35,7 +35,7 @@ _FREE = (
     *("MODEL.TIMM.PRETRAINED", "MODEL.TIMM.CHECKPOINTING", "MODEL.SWIN.USE_CHECKPOINT", "MODEL.MASK_FORMER.TEST.*"),
 )
 #: Keys that change no result.
-WITHOUT_EFFECT = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD")
+WITHOUT_EFFECT = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "TRACKER.*")
 #: Which of them differ says how parameters are grouped in the optimiser.
 _GROUPING = (
     *("SOLVER.BACKBONE_MULTIPLIER", "SOLVER.BACKBONE_LAYER_DECAY", "SOLVER.BASE_LR"),
@@ -68,7 +68,7 @@ class RunRecord:
     @cached_property
     def _data(self) -> dict[str, Any]:
         return {
-            "config": {key: value for key, value in settings(self._cfg).items() if key not in WITHOUT_EFFECT},
+            "config": {key: value for key, value in settings(self._cfg).items() if not matches(key, WITHOUT_EFFECT)},
             "split": self._split.hash,
             "labeled": _tensor(_digests(self._split.labeled)),
             "unlabeled": _tensor(_digests(self._split.unlabeled)),
@@ -111,7 +111,7 @@ class RunRecord:
     def _examine_config(self, path: object, before: dict, saved: dict, optimizer: torch.optim.Optimizer) -> None:
         now = self._data["config"]
         changed = {key: (before[key], now[key]) for key in now if key in before and before[key] != now[key]}
-        fixed = [key for key in changed if _matches(key, _FIXED) and not _matches(key, _FREE)]
+        fixed = [key for key in changed if matches(key, _FIXED) and not matches(key, _FREE)]
         sizes = [
             [len(group["params"]) for group in groups] for groups in (saved["param_groups"], optimizer.param_groups)
         ]
@@ -195,7 +195,8 @@ def keep_schedule(
     return restore
 
 
-def _matches(key: str, patterns: tuple[str, ...]) -> bool:
+def matches(key: str, patterns: Iterable[str]) -> bool:
+    """Whether a key is one of some, which may be patterns of file names."""
     return any(fnmatch(key, pattern) for pattern in patterns)
 
 

@@ -28,6 +28,7 @@ from rc2l.engine.launch import by_main_process, raise_together, resolve_device, 
 from rc2l.engine.run_folder import complete_move, files_of_a_run, set_aside
 from rc2l.engine.run_lock import refuse_if_held, run_lock
 from rc2l.engine.run_log import open_log, start_logging
+from rc2l.engine.tracking import check_tracker
 from rc2l.engine.trainer import SemiSupervisedTrainer
 from rc2l.engine.training_check import check_training, explained_build
 from rc2l.evaluation import evaluate_networks
@@ -120,6 +121,7 @@ def train(cfg: CfgNode, resume: bool, *, replace: bool = False) -> dict[str, flo
         if not continued:
             raise_together(lambda: _clear(folder, replace))
         _open_folder(cfg, folder)
+        raise_together(trainer.start_tracking)
         return trainer.train()
 
 
@@ -130,6 +132,7 @@ def prepare(cfg: CfgNode) -> SemiSupervisedTrainer:
         ValueError, FileNotFoundError: weights that cannot be had or do not fit, networks that cannot be built, or data
             that is not as it must be (:class:`~rc2l.data.errors.DatasetError`).
     """
+    check_tracker(cfg)
     # Before the data: whoever has to fetch a file elsewhere shall know at once. The first process downloads it.
     if weights := initial_weights(cfg):
         raise_together(lambda: local_weights(weights))

@@ -24,6 +24,8 @@ _OF_A_RUN = (
     "log.txt.rank*",
     "inference",
     "pictures",
+    "tracker.json",
+    "wandb",
     "eval_only",
 )
 #: Says which files are on their way where, while they are.

@@ -8,7 +8,8 @@ from pathlib import Path
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-_LOGGERS = ("detectron2", "fvcore", "rc2l")
+#: Names of the loggers that a run says something by.
+LOGGERS = ("detectron2", "fvcore", "rc2l")
 
 
 class _Pending(MemoryHandler):
@@ -27,7 +28,7 @@ def start_logging() -> None:
 
     Handlers that others added stay.
     """
-    for name in _LOGGERS:
+    for name in LOGGERS:
         log = logging.getLogger(name)
         for handler in log.handlers[:]:
             if type(handler) in (logging.StreamHandler, _Pending, _LogFile):
@@ -36,7 +37,7 @@ def start_logging() -> None:
                     handler.close()
     setup_logger.cache_clear()
     pending = _Pending()
-    for name in _LOGGERS:
+    for name in LOGGERS:
         setup_logger(distributed_rank=comm.get_rank(), color=sys.stdout.isatty(), name=name).addHandler(pending)
     # The error itself goes to the user, in one line; detectron2 would print its traceback before.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_traceback)
@@ -59,7 +60,7 @@ def open_log(folder: Path) -> None:
     pending = next(handler for handler in logging.getLogger("rc2l").handlers if isinstance(handler, _Pending))
     pending.setTarget(file)
     pending.flush()
-    for name in _LOGGERS:
+    for name in LOGGERS:
         log = logging.getLogger(name)
         log.removeHandler(pending)
         log.addHandler(file)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import rc2l.engine.trackers  # noqa: F401  registers them
 from rc2l.collectives import average_over_processes, broadcast_buffers, from_next_process, gather_over_processes
 from rc2l.data.errors import DatasetError
 from rc2l.data.loader import build_test_loader, build_train_loader
@@ -29,8 +31,10 @@ from rc2l.engine.history import MetricHistory
 from rc2l.engine.monitor import pseudo_label_metrics, write_metrics
 from rc2l.engine.optimizer import amp_dtype, build_optimizer, clip_gradients
 from rc2l.engine.pictures import PictureHook, TrainingPictures
-from rc2l.engine.resume import RunRecord, keep_schedule
+from rc2l.engine.progress import ProgressBar
+from rc2l.engine.resume import RunRecord, keep_schedule, settings
 from rc2l.engine.signals import Agreement, StopHook, StopRequest
+from rc2l.engine.tracking import Tracking
 from rc2l.evaluation import evaluate_networks
 from rc2l.evaluation.pseudo_labels import measure_pseudo_labels, summary
 from rc2l.modeling.feature_dropout import FeatureDropout
@@ -119,7 +123,9 @@ class SemiSupervisedTrainer(TrainerBase):
         self._agreement = Agreement()
         collapse = cfg.SEMI.COLLAPSE
         self._collapse = CollapseWatch(collapse.MAX_CLASS_SHARE, collapse.MIN_KEPT_SHARE, collapse.PATIENCE)
-        self._history = MetricHistory(cfg.OUTPUT_DIR, LOG_PERIOD) if comm.is_main_process() else None
+        self._tracking = Tracking(cfg) if cfg.TRACKER.NAME and comm.is_main_process() else None
+        writers = [self._tracking] if self._tracking else []
+        self._history = MetricHistory(cfg.OUTPUT_DIR, LOG_PERIOD, writers) if comm.is_main_process() else None
         self.evaluation = EvaluationHook(
             cfg.TEST.EVAL_PERIOD, self.evaluate, self.checkpointer, result=next(iter(self.labeler.networks))
         )
@@ -136,7 +142,8 @@ class SemiSupervisedTrainer(TrainerBase):
         if not self.cfg.VIS_PERIOD or not comm.is_main_process():
             return None
         pictures = TrainingPictures(self.cfg, self.split, self.method.needs, self.labeler, self._autocast, self.seed)
-        return PictureHook(self.cfg.VIS_PERIOD, pictures.draw, self.cfg.OUTPUT_DIR)
+        show = self._tracking.picture if self._tracking else lambda name, picture, iteration: None
+        return PictureHook(self.cfg.VIS_PERIOD, pictures.draw, self.cfg.OUTPUT_DIR, show)
 
     def _build_hooks(self) -> list[hooks.HookBase | None]:
         on_main = comm.is_main_process()
@@ -149,6 +156,7 @@ class SemiSupervisedTrainer(TrainerBase):
             self.evaluation,
             self._pictures,
             self._history,
+            ProgressBar(LOG_PERIOD, self.evaluation.result) if on_main and ProgressBar.fits() else None,
             StopHook(),
         ]
 
@@ -192,12 +200,21 @@ class SemiSupervisedTrainer(TrainerBase):
         self.evaluation.forget_best_without_file(Path(self.cfg.OUTPUT_DIR))
         return found
 
+    def start_tracking(self) -> None:
+        """Tell the tracker, if there is one, that the run begins or goes on.
+
+        Raises:
+            ValueError: it cannot be started.
+        """
+        if self._tracking:
+            self._tracking.start(settings(self.cfg))
+
     def train(self) -> dict[str, float]:
         """Train up to SOLVER.MAX_ITER; returns the scores of the last evaluation."""
         self._loader = build_train_loader(self.cfg, self.split, self.start_iter, self.seed, self.method.needs)
         self._batches = iter(self._loader)
         try:
-            with self.stop_request:
+            with self._tracking or nullcontext(), self.stop_request:
                 if self.start_iter < self.max_iter:
                     self._load_batch()
                     if failures := [failure for failure in comm.all_gather(self.stop_request.failure) if failure]:

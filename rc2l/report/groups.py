@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rc2l.engine.resume import WITHOUT_EFFECT
+from rc2l.engine.resume import WITHOUT_EFFECT, matches
 from rc2l.report.run_files import Run
 
 #: What may differ between runs of one group.
@@ -54,7 +54,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     members: dict[str, list[Run]] = {}
     seen: Counter[str] = Counter()
     for run in runs:
-        compared = {key: value for key, value in run.settings.items() if key not in (*SEEDS, *WITHOUT_EFFECT)}
+        compared = {key: value for key, value in run.settings.items() if not matches(key, (*SEEDS, *WITHOUT_EFFECT))}
         config = repr(sorted(compared.items())) if compared else str(run.folder)
         draw = config + repr([run.settings.get(key) for key in SEEDS])
         members.setdefault(f"{config} {seen[draw]}", []).append(run)
@@ -80,6 +80,6 @@ def _short_names(folders: list[str]) -> list[str]:
 def differing_settings(groups: Iterable[Group]) -> dict[str, list[object]]:
     """Key -> value of each group, of the settings in which groups differ; None where a group has no such key."""
     settings = [group.runs[0].settings for group in groups]
-    keys = sorted(set().union(*settings) - {*SEEDS, *WITHOUT_EFFECT})
+    keys = sorted(key for key in set().union(*settings) if not matches(key, (*SEEDS, *WITHOUT_EFFECT)))
     values = {key: [each.get(key) for each in settings] for key in keys}
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
