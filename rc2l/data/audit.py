@@ -180,6 +180,6 @@ def unmatched_labels(names: Sequence[str]) -> list[str]:
         if files:
             problems.append(
                 f"dataset '{description.name}': {len(files)} label files belong to no image, first {files[0]}; add the "
-                "images, or correct names, 'label_suffix' or 'image_suffix'"
+                "images, or correct names, 'label_suffix', 'image_suffix' or 'masks'"
             )
     return problems

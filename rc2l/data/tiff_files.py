@@ -1,7 +1,9 @@
 """TIFF files, which can hold anything: their values as stored, of any type, number of bands, pages and compression."""
 
+import logging
 import math
 import os
+import struct
 from typing import BinaryIO
 
 import numpy as np
@@ -13,6 +15,12 @@ from rc2l.data.image_files import ImageFile, open_picture, upright
 _ORIENTATION = 274
 _ALPHA = (1, 2)
 _CONTIGUOUS = 1
+#: Bytes of a value of each type of tags.
+_TYPE_SIZES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), start=1)) | {16: 8, 17: 8, 18: 8}
+_ENDIAN = {"<": "little", ">": "big"}
+
+# What it tells of tags that it cannot read comes as an error below, where it matters.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 #: Meanings of values (PhotometricInterpretation) that are numbers or RGB.
 _NUMBERS = (0, 1, 2)
 #: Further ones that Pillow makes RGB of, where they have 8 bits.
@@ -88,7 +96,32 @@ def _describe(file: BinaryIO, tiff: tifffile.TiffFile, page: tifffile.TiffPage, 
 def _check_end(file: BinaryIO, page: tifffile.TiffPage) -> None:
     """tifffile fills up what is missing at the end of a file, as it may be meant to be empty."""
     ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False) if count]
+    ends += _ends_of_values(file, page)
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if ends and max(ends) > size:
         raise OSError(f"the file is truncated: it has {size} of at least {max(ends)} bytes")
+
+
+def _ends_of_values(file: BinaryIO, page: tifffile.TiffPage) -> list[int]:
+    """Where the values of tags that stand outside the directory end; tifffile passes over tags that it cannot read."""
+    layout = (
+        page.parent.tiff
+    )  # a directory is a count, then entries of code, type, number of values, value or its place
+    if layout.tagsize != 4 + 2 * layout.offsetsize:  # a dialect
+        return []
+    file.seek(page.offset)
+    (count,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+    entries = file.read(count * layout.tagsize)
+    ends = [page.offset + layout.tagnosize + count * layout.tagsize]
+    for start in range(0, len(entries) - layout.tagsize + 1, layout.tagsize):
+        head = entries[start : start + layout.tagsize]
+        _, kind = struct.unpack(f"{layout.byteorder}HH", head[:4])
+        number, place = (
+            int.from_bytes(part, _ENDIAN[layout.byteorder])
+            for part in (head[4 : -layout.offsetsize], head[-layout.offsetsize :])
+        )
+        size = number * _TYPE_SIZES.get(kind, 0)
+        if size > layout.offsetsize:
+            ends.append(place + size)
+    return ends

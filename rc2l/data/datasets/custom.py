@@ -154,8 +154,8 @@ def _set_metadata(name: str, description: Description) -> None:
         metadata.set(
             stuff_classes=list(description.classes),
             stuff_colors=list(description.colors),
-            # Labels that were drawn from COCO files hold train ids.
-            ignore_label=IGNORE if description.category_map else description.ignore,
+            # Labels that were drawn from COCO files or masks hold train ids.
+            ignore_label=IGNORE if description.category_map or description.masks else description.ignore,
         )
     if description.label_map:
         metadata.set(label_map=description.label_map)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rc2l.data.datasets.class_lists import check_classes, read_classes, read_color_map, read_colors, read_label_map
+from rc2l.data.datasets.class_masks import MaskNames, read_mask_names
 from rc2l.data.datasets.coco import read_categories
 from rc2l.data.datasets.labelme import annotation_files, labelme_classes
 from rc2l.data.errors import DatasetError
@@ -19,7 +20,7 @@ _SOURCE_KEYS = ("images", "list", "labels", "coco", "labelme")
 _SUBSETS = ("train", "val", "unlabeled")
 _KEYS = (
     *("name", "root", "classes", "colors", "label_map", "color_map", "ignore", "background", *_SOURCE_KEYS),
-    *("image_suffix", "label_suffix", "label_cache", *_SUBSETS, "val_fraction"),
+    *("image_suffix", "label_suffix", "masks", "label_cache", *_SUBSETS, "val_fraction"),
     *("value_range", "bands", "max_pixels"),
 )
 
@@ -62,6 +63,8 @@ class Description:
     background: bool
     image_suffix: str
     label_suffix: str
+    #: How masks of single classes are named; None: labels are label maps.
+    masks: MaskNames | None
     label_cache: Path | None
     #: "train", "val", "unlabeled" -> where it is. "val" is absent where ``val_fraction`` takes it from "train".
     sources: dict[str, Source]
@@ -128,15 +131,16 @@ def describe(content: Mapping, where: str, folder: Path) -> Description:
     elif labeled or "train" in sources or "val" in sources:
         raise DatasetError(f"{where}: 'classes' is missing; give the class names as a list, or a text file of them")
     if background:
-        if not coco_files and not drawn:
+        if not coco_files and not drawn and "masks" not in content:
             raise DatasetError(
-                f"{where}: 'background' is for COCO and labelme files; elsewhere, background is a class of 'classes'"
+                f"{where}: 'background' is for COCO and labelme files and for 'masks'; elsewhere, background is a "
+                "class of 'classes'"
             )
         if drawn and classes[0] == background:
             classes = classes[1:]
-        if background in classes:
+        if background in classes and "masks" not in content:
             raise DatasetError(f"{where}: 'background' is '{background}', which is a class too; give it another name")
-        classes = (background, *classes)
+        classes = classes if background in classes else (background, *classes)
     ignore = content.get("ignore", IGNORE)
     if not _is_int(ignore) or not -1 <= ignore < 1 << 16:
         raise DatasetError(f"{where}: 'ignore' is {ignore!r}; it must be the id of ignored pixels, -1..65535")
@@ -150,9 +154,15 @@ def describe(content: Mapping, where: str, folder: Path) -> Description:
     if color_map and (label_map or coco_files or "ignore" in content):
         other = "label_map" if label_map else "coco" if coco_files else "ignore"
         raise DatasetError(f"{where}: 'color_map' and '{other}' exclude each other; color_map says it all")
+    masks = _masks(content, sources, classes, label_map, background, where)
+    if label_map and "ignore" in content and label_map.get(ignore, IGNORE) != IGNORE and not coco_files:
+        raise DatasetError(
+            f"{where}: 'ignore' is {ignore}, which 'label_map' makes class '{classes[label_map[ignore]]}'; an id is "
+            f"either: remove 'ignore', or write {ignore}: ignore in 'label_map'"
+        )
     if coco_files:
         category_map = label_map or _categories_by_name(coco_files, classes, background, where)
-    elif label_map is None and 0 <= ignore < len(classes):
+    elif masks is None and label_map is None and 0 <= ignore < len(classes):
         raise DatasetError(
             f"{where}: 'ignore' is {ignore}, the id of class '{classes[ignore]}'; say in 'label_map' which id is what, "
             f"such as label_map: {{{ignore}: ignore, ...}}"
@@ -163,12 +173,13 @@ def describe(content: Mapping, where: str, folder: Path) -> Description:
         classes=classes,
         colors=read_colors(content.get("colors"), classes, where),
         ignore=ignore,
-        label_map=None if coco_files else label_map,
+        label_map=None if coco_files or masks else label_map,
         color_map=color_map,
         category_map=category_map,
         background=bool(background),
         image_suffix=_text(content, "image_suffix", where),
         label_suffix=_text(content, "label_suffix", where),
+        masks=masks,
         label_cache=_path(content, "label_cache", where, root),
         sources=sources,
         train_is_rest="val" in sources and "train" not in content,
@@ -265,9 +276,32 @@ def _categories_by_name(paths: list[Path], classes: tuple[str, ...], background:
     return {category: ids.get(name, IGNORE) for category, name in categories.items()}
 
 
+def _masks(
+    content: Mapping,
+    sources: dict[str, Source],
+    classes: tuple[str, ...],
+    label_map: dict[int, int] | None,
+    background: str,
+    where: str,
+) -> MaskNames | None:
+    """How masks of single classes are named, where 'masks' says so."""
+    if "masks" not in content:
+        return None
+    other = next((key for key in ("color_map", "ignore", "label_suffix") if key in content), None)
+    if other:
+        raise DatasetError(f"{where}: 'masks' and '{other}' exclude each other; masks are 0 and anything else")
+    for subset, source in sources.items():
+        if subset != "unlabeled" and (source.coco or source.labelme or not source.labels or not source.images):
+            raise DatasetError(
+                f"{where}: 'masks' needs 'images' and 'labels' (the folder of masks) for '{subset}', and neither "
+                "'coco' nor 'labelme'"
+            )
+    return read_mask_names(content["masks"], classes, label_map, background, where)
+
+
 def _background(content: Mapping, where: str, default: bool) -> str:
     background = content.get("background", default)
-    if background is False:
+    if background is False or (background == "ignore" and "masks" in content):
         return ""
     if background is True:
         return "background"

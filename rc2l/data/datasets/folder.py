@@ -7,6 +7,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import log_first_n
 
+from rc2l.data.datasets.class_masks import join_masks, match_masks, suggest_masks
 from rc2l.data.datasets.coco import load_coco
 from rc2l.data.datasets.description import Description, Source
 from rc2l.data.datasets.image_ids import image_ids, validation_ids
@@ -63,6 +64,14 @@ def load_subset(description: Description, subset: str) -> list[dict]:
             name="rc2l",
             key="message",
         )
+    if subset == "train" and description.masks and (unmatched := labels_without_image(description)):
+        log_first_n(
+            logging.WARNING,
+            f"{name}: {len(unmatched)} files in the folder of masks are masks of no image and not used, first "
+            f"{unmatched[0]}; correct their names or 'masks'",
+            name="rc2l",
+            key="message",
+        )
     ids = image_ids(description, [image for image, _ in pairs])
     return [
         {"file_name": str(image), "image_id": image_id} | ({} if label is None else {"sem_seg_file_name": str(label)})
@@ -73,6 +82,8 @@ def load_subset(description: Description, subset: str) -> list[dict]:
 def labels_without_image(description: Description) -> list[Path]:
     """Files in the label folders that belong to no image of any subset."""
     sources = [source for subset, source in description.sources.items() if subset != "unlabeled" and not source.coco]
+    if description.masks:
+        return _masks_without_image(description, sources)
     used = {label for source in sources for _, label in _pairs(description, source, description.name)}
     folders = dict.fromkeys(source.labels for source in sources if source.labels)
     return sorted({path for folder in folders for path in _label_index(folder, description).values()} - used)
@@ -112,6 +123,8 @@ def _pairs(description: Description, source: Source, name: str) -> list[Pair]:
     if source.labelme:
         background = description.classes[0] if description.background else ""
         pairs = load_labelme(source.labelme, images, description.classes, background, description.label_cache)
+    elif source.labels and description.masks:
+        pairs = _attach_masks(description, source, base, images, name)
     elif source.labels:
         pairs = _attach_labels(description, source, base, images, name)
     else:
@@ -133,12 +146,15 @@ def _find_images(description: Description, source: Source, name: str) -> tuple[P
         )
     else:
         raise DatasetError(f"dataset '{name}': {pattern} does not exist; correct 'images' or 'root'")
+    if source.labels == base and description.masks:
+        masks = description.masks.expression(known=False)
+        images = [path for path in images if not masks.fullmatch(normalize_name(path.relative_to(base).as_posix()))]
     if source.labels and source.labels != base:
         images = [path for path in images if source.labels not in path.parents]
     elif source.labels and description.label_suffix:
         images = [path for path in images if not path.stem.endswith(description.label_suffix)]
     images = [path for path in images if path.stem.endswith(description.image_suffix)]
-    if source.labels == base:
+    if source.labels == base and not description.masks:
         # Labels that are named after the whole file of their image, 000.jpg.png, in the same folder.
         names = set(images)
         images = [path for path in images if path.with_suffix("") not in names]
@@ -178,17 +194,57 @@ def _key(path: Path, folder: Path, suffix: str) -> str:
     return normalize_name(path.relative_to(folder).with_suffix("").as_posix()).removesuffix(normalize_name(suffix))
 
 
-def _attach_labels(description: Description, source: Source, base: Path, images: list[Path], name: str) -> list[Pair]:
+def _mask_keys(description: Description, base: Path, images: list[Path]) -> dict[str, list[Path]]:
+    """What may stand for {image} in the name of a mask -> the images of that name, with or without suffix."""
+    keys: dict[str, list[Path]] = {}
+    for image in images:
+        for key in (_key(image, base, description.image_suffix), normalize_name(image.relative_to(base).as_posix())):
+            keys.setdefault(key, []).append(image)
+    return keys
+
+
+def _attach_masks(description: Description, source: Source, base: Path, images: list[Path], name: str) -> list[Pair]:
+    """Images with the label maps that their masks give."""
+    _check_label_folder(source, name)
+    masks, unmatched = match_masks(source.labels, description.masks, _mask_keys(description, base, images))
+    if not masks:
+        first = f", but {unmatched[0].relative_to(source.labels)}" if unmatched else ", which is empty"
+        raise DatasetError(
+            f"dataset '{name}': none of the {len(images)} images below {base}, such as {images[0].relative_to(base)}, "
+            f"has a mask '{description.masks.pattern}' in {source.labels}{first}; correct 'masks' or 'labels'"
+        )
+    labels = join_masks(source.labels, description.masks, masks, base, description.image_rule, description.label_cache)
+    return [(image, labels.get(image)) for image in images]
+
+
+def _masks_without_image(description: Description, sources: list[Source]) -> list[Path]:
+    used: set[Path] = set()
+    unmatched: dict[Path, None] = {}
+    for source in sources:
+        base, images = _find_images(description, source, description.name)
+        masks, others = match_masks(source.labels, description.masks, _mask_keys(description, base, images))
+        used |= {path for own in masks.values() for _, path in own}
+        # Beside the masks, images are no masks.
+        unmatched |= dict.fromkeys(path for path in others if path not in images)
+    return [path for path in unmatched if path not in used]
+
+
+def _check_label_folder(source: Source, name: str) -> None:
     if not source.labels.is_dir():
         raise DatasetError(f"dataset '{name}': the label folder {source.labels} does not exist; correct 'labels'")
+
+
+def _attach_labels(description: Description, source: Source, base: Path, images: list[Path], name: str) -> list[Pair]:
+    _check_label_folder(source, name)
     index = _label_index(source.labels, description)
     pairs = [(image, _own_label(image, base, index, description)) for image in images]
     pairs = [(image, None if label == image else label) for image, label in pairs]
     if all(label is None for _, label in pairs):
+        several = _several_masks(images[0], index, source.labels, description.classes)
         expected = source.labels / f"{_key(images[0], base, description.image_suffix)}{description.label_suffix}.png"
         raise DatasetError(
             f"dataset '{name}': none of the {len(images)} images below {base} has a label in {source.labels}, such as "
-            f"{expected.name} for {images[0].name}; {_several_masks(images[0], index) or _label_hint(source.labels)}"
+            f"{expected.name} for {images[0].name}; {several or _label_hint(source.labels)}"
         )
     return pairs
 
@@ -202,12 +258,15 @@ def _own_label(image: Path, base: Path, index: dict[str, Path], description: Des
     return by_file or by_stem
 
 
-def _several_masks(image: Path, index: dict[str, Path]) -> str:
+def _several_masks(image: Path, index: dict[str, Path], folder: Path, classes: tuple[str, ...]) -> str:
     """What to do where the folder has one mask for each class of an image; empty where it has not."""
-    own = [path.name for key, path in index.items() if normalize_name(image.stem) in key]
+    own = [path.relative_to(folder).as_posix() for key, path in index.items() if normalize_name(image.stem) in key]
     if len(own) < 2:
         return ""
-    return f"there are {len(own)} masks of it, first {own[0]}: join the masks of each image into one file of class ids"
+    return (
+        f"there are {len(own)} masks of it, first {own[0]}: one mask for each class is joined by {{image}} and "
+        f"{{class}} in the key 'masks', such as {suggest_masks(image, own, classes)}"
+    )
 
 
 def _label_hint(folder: Path) -> str:
