@@ -13,6 +13,7 @@ COMMANDS = {
     "eval": (["--eval-only"], "score a checkpoint: --run output/x, or --config-file and MODEL.WEIGHTS"),
     "predict": ("predict.py", "label images"),
     "export": ("export.py", "one file of a trained network that runs without this project"),
+    "release": ("release.py", "the network of a run for others, with its settings and a card"),
     "check": ("check_dataset.py", "read every file of datasets and report what is wrong"),
     "doctor": ("doctor.py", "check that this machine can train"),
     "splits": ("make_splits.py", "write or check which images are labelled"),
