@@ -133,3 +133,5 @@ def test_a_grown_dataset(tmp_path):
     ) as e:
         grown_run(tmp_path, "--resume", val_fraction=0.7)
     assert "OUTPUT_DIR and MODEL.WEIGHTS" in str(e.value) and "\n" not in str(e.value)
+    with pytest.raises(ValueError, match=r"--resume: grown.value_range is \[0.0, 300.0\], but .* trained with None"):
+        grown_run(tmp_path, "--resume", value_range=[0, 300])

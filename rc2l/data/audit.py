@@ -26,7 +26,7 @@ from rc2l.data.faults import (
 )
 from rc2l.data.image_rule import dataset_rule, record_rule
 from rc2l.data.reading import read_image
-from rc2l.data.value_report import StoredValues, describe_values, stored_values
+from rc2l.data.value_report import StoredValues, report_values, stored_values
 from rc2l.data.whole_files import WholeFiles, whole_files
 from rc2l.structures.label_map import IGNORE
 
@@ -127,9 +127,9 @@ def audit_dataset(name: str, workers: int | None = None) -> DatasetReport:
         if problem := one_class_problem(name):
             report.problems.append(problem)
     found = [each.values for each in report.inspections if each is not None and each.values is not None]
-    notes, problems = describe_values(dataset_rule(name), found)
-    report.notes += notes
-    report.problems += problems
+    values = report_values(dataset_rule(name), Counter(each.kind for each in found), found)
+    report.notes += values.notes + values.doubts
+    report.problems += values.problems
     for files in _same_content([report]).values():
         report.notes.append(f"the same image {len(files)} times: {', '.join(path for _, path in files)}")
     return report

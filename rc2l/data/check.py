@@ -27,6 +27,7 @@ from rc2l.data.mapper import size_mismatch
 from rc2l.data.partial_labels import read_record_label
 from rc2l.data.reading import read_image_size
 from rc2l.data.splits import Split
+from rc2l.data.value_report import log_values
 from rc2l.data.whole_files import WholeFiles, remembered
 from rc2l.structures.label_map import IGNORE
 from rc2l.structures.needs import BOTH_STREAMS, Needs
@@ -86,6 +87,7 @@ def check_data(cfg: CfgNode, split: Split, test_datasets: tuple[str, ...], needs
             )
         if problem := unseen_classes(name, pixels.sum(axis=0), "labelled training image", counts[0].sum(axis=0)):
             logger.warning(problem)
+    log_values([record for pool in pools for record in pool])
 
 
 def damaged_unlabeled(split: Split) -> tuple[str, ...]:

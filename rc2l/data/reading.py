@@ -118,10 +118,23 @@ def read_image_size(path: str, rule: ImageRule = ImageRule()) -> tuple[int, int]
         DatasetError: the file is missing, too large or of a kind that the rule says nothing about, or its header is
             damaged.
     """
+    return _read_header(path, rule)[0]
+
+
+def read_image_kind(path: str, rule: ImageRule) -> str:
+    """What an image holds, such as "16 bits per channel", from the file's header alone.
+
+    Raises:
+        DatasetError: as :func:`read_image_size`.
+    """
+    return _read_header(path, rule)[1]
+
+
+def _read_header(path: str, rule: ImageRule) -> tuple[tuple[int, int], str]:
     try:
         with open_image(path, rule.max_pixels) as image:
             _check_kind(path, image, rule)
-            return image.size
+            return image.size, image.kind or f"{image.bits} bits"
     except READ_ERRORS as error:
         raise unreadable("image", path, error) from error
 

@@ -1,17 +1,23 @@
 """Does the rule of a dataset fit the values that its images store? In words, for the log and ``check_dataset``."""
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from rc2l.data.image_rule import ImageRule
-from rc2l.data.reading import read_stored
+from rc2l.data.image_rule import ImageRule, record_rule
+from rc2l.data.reading import read_image_kind, read_stored
+
+logger = logging.getLogger("rc2l")
 
 #: Fewer greys of 256 than this are worth a word: of values up to 4095, the range [0, 65535] leaves 16.
 _FEW_GREYS = 32
 _HALF = 0.5
+#: Images of a rule whose values are looked at before training.
+_SAMPLE = 8
 
 
 @dataclass(frozen=True)
@@ -46,44 +52,87 @@ def stored_values(path: str, rule: ImageRule) -> tuple[StoredValues, tuple[int, 
     return StoredValues(kind, lowest, highest, beyond, nan), values.shape[:2]
 
 
-def describe_values(rule: ImageRule, found: Sequence[StoredValues]) -> tuple[list[str], list[str]]:
-    """(notes, problems): what the images are and what the rule makes of them; what of it can hardly be meant.
+@dataclass(frozen=True)
+class ValueReport:
+    """What the values of a dataset are, and what its rule makes of them; all empty for a rule that says nothing."""
 
-    Both are empty for a rule that says nothing.
+    #: What is so.
+    notes: list[str] = field(default_factory=list)
+    #: What may be meant so.
+    doubts: list[str] = field(default_factory=list)
+    #: What cannot be meant.
+    problems: list[str] = field(default_factory=list)
+
+
+def report_values(rule: ImageRule, kinds: Mapping[str, int], found: Sequence[StoredValues]) -> ValueReport:
+    """Compare a rule with the images that it is for.
+
+    Args:
+        rule: of the dataset.
+        kinds: kind in words -> number of images, of all.
+        found: the values of all images or of some.
     """
     text = rule.describe()
     if not text or not found:
-        return [], []
-    kinds = Counter(each.kind for each in found)
-    notes = [f"{text}; in {', '.join(f'{count} images of {kind}' for kind, count in kinds.items())}"]
-    nan = sum(each.nan > 0 for each in found)
-    if nan:
-        notes.append(f"{nan} of {len(found)} images have pixels that are NaN, which become 0")
+        return ValueReport()
+    several = ", ".join(f"{count} images of {kind}" for kind, count in kinds.items())
+    part = f" ({len(found)} looked at)" if len(found) < sum(kinds.values()) else ""
+    lowest, highest = _span(found)
+    report = ValueReport([f"{text}: {several}; their values reach from {lowest:g} to {highest:g}{part}"])
+    if nan := sum(each.nan > 0 for each in found):
+        report.notes.append(f"{nan} of {len(found)} images have pixels that are NaN")
     if rule.value_range is None:
-        return notes, []
-    for kind in kinds:
-        notes.append(_fit(rule, [each for each in found if each.kind == kind], kind))
-    problems = []
+        return report
+    if len(kinds) > 1:
+        report.doubts.append(f"value_range scales the images of all kinds alike: {several}")
+    for kind in dict.fromkeys(each.kind for each in found):
+        report.doubts.extend(_fit(rule, [each for each in found if each.kind == kind], kind))
     beyond = float(np.mean([each.beyond for each in found]))
     if beyond > _HALF:
-        lowest, highest = _span(found)
-        problems.append(
+        report.problems.append(
             f"{beyond:.0%} of all values lie beyond value_range, so they are black or white: they reach from "
             f"{lowest:g} to {highest:g}; correct value_range"
         )
-    return notes, problems
+    return report
 
 
-def _fit(rule: ImageRule, found: list[StoredValues], kind: str) -> str:
-    lowest, highest = _span(found)
+def log_values(records: Sequence[dict]) -> None:
+    """Write to the log, once for each rule, which kinds of images the datasets hold and what becomes of their values.
+
+    A few images of each rule are decoded; of all others the headers are read.
+
+    Raises:
+        DatasetError: as :func:`~rc2l.data.reading.read_image`.
+    """
+    groups: dict[ImageRule, list[dict]] = defaultdict(list)
+    for record in records:
+        groups[record_rule(record)].append(record)
+    for rule, group in groups.items():
+        if not rule.describe():
+            continue
+        with ThreadPoolExecutor() as pool:
+            kinds = Counter(pool.map(lambda record: read_image_kind(record["file_name"], rule), group))  # noqa: B023
+        sample = group[:: max(len(group) // _SAMPLE, 1)]
+        report = report_values(rule, kinds, [stored_values(record["file_name"], rule)[0] for record in sample])
+        names = ", ".join(sorted({record["dataset"] for record in group}))
+        for texts, level in (
+            (report.notes, logging.INFO),
+            (report.doubts, logging.WARNING),
+            (report.problems, logging.WARNING),
+        ):
+            for text in texts:
+                logger.log(level, f"{names}: {text}")
+
+
+def _fit(rule: ImageRule, found: list[StoredValues], kind: str) -> list[str]:
+    (lowest, highest), greys = _span(found), _greys(rule, found)
     beyond = float(np.mean([each.beyond for each in found]))
-    greys = _greys(rule, found)
-    text = f"images of {kind} have values from {lowest:g} to {highest:g}"
-    if beyond:
-        text += f", {max(beyond, 1e-4):.2%} of them beyond value_range"
+    doubts = []
     if greys < _FEW_GREYS:
-        text += f": only {greys} of 256 greys are left, so value_range is too wide for them"
-    return text
+        doubts.append(f"only {greys} of 256 greys are left of them, so value_range is too wide")
+    if beyond:
+        doubts.append(f"{max(beyond, 1e-4):.2%} of them lie beyond value_range")
+    return [f"images of {kind} have values from {lowest:g} to {highest:g}: {'; '.join(doubts)}"] if doubts else []
 
 
 def _span(found: list[StoredValues]) -> tuple[float, float]:

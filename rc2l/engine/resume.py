@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from rc2l.data.datasets import dataset_family, load_records
+from rc2l.data.image_rule import dataset_rule
 from rc2l.data.splits import Split
 from rc2l.semi.method import method_of
 
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 #: What the state in a checkpoint is a state of.
 _FIXED = (
     *("SEED", "SEMI.METHOD", "SOLVER.OPTIMIZER", "INPUT.FORMAT", "MODEL.*", "S4GAN.DISCRIMINATOR_WIDTH"),
+    # Of each dataset: what the networks have seen of its images.
+    *("*.value_range", "*.bands"),
     *("RECO.ENABLED", "RECO.DIM", "RECO.MEMORY_PER_CLASS", "DGCL.ENABLED", "DGCL.DIM", "DGCL.MEMORY_PER_CLASS"),
 )
 #: Keys of MODEL that are no part of the architecture: where it starts and runs, losses, dropout, inference.
@@ -34,6 +37,8 @@ _FREE = (
     *("MODEL.MASK_FORMER.DROPOUT", "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT", "MODEL.TIMM.DROP_PATH", "MODEL.SWIN.*DROP*_RATE"),
     *("MODEL.TIMM.PRETRAINED", "MODEL.TIMM.CHECKPOINTING", "MODEL.SWIN.USE_CHECKPOINT", "MODEL.MASK_FORMER.TEST.*"),
 )
+#: Keys of a dataset that say what the networks see of its images.
+_RULE_KEYS = ("value_range", "bands")
 #: Keys that change no result.
 WITHOUT_EFFECT = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "TRACKER.*")
 #: Which of them differ says how parameters are grouped in the optimiser.
@@ -56,8 +61,9 @@ class RunRecord:
         self._trained_before = torch.zeros(0, dtype=torch.int64)
 
     def state_dict(self) -> dict[str, Any]:
-        """``config``: key -> value; ``split``: its hash; ``labeled``, ``unlabeled``, ``validation``, ``trained``: (n,)
-        int64 digests of the ids of images, ascending, where ``trained`` counts those before a change of data too."""
+        """``config``: key -> value, with those of :func:`image_rules`; ``split``: its hash; ``labeled``, ``unlabeled``,
+        ``validation``, ``trained``: (n,) int64 digests of the ids of images, ascending, where ``trained`` counts those
+        before a change of data too."""
         return self._data | {"trained": torch.cat([self._trained, self._trained_before]).unique()}
 
     @cached_property
@@ -68,7 +74,8 @@ class RunRecord:
     @cached_property
     def _data(self) -> dict[str, Any]:
         return {
-            "config": {key: value for key, value in settings(self._cfg).items() if not matches(key, WITHOUT_EFFECT)},
+            "config": {key: value for key, value in settings(self._cfg).items() if not matches(key, WITHOUT_EFFECT)}
+            | image_rules(self._cfg),
             "split": self._split.hash,
             "labeled": _tensor(_digests(self._split.labeled)),
             "unlabeled": _tensor(_digests(self._split.unlabeled)),
@@ -159,6 +166,13 @@ def settings(node: CfgNode, prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + name] = _plain(value)
     return found
+
+
+def image_rules(cfg: CfgNode) -> dict[str, Any]:
+    """``<family>.value_range`` and ``<family>.bands`` of all datasets of a config, as lists or None."""
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELED, *cfg.DATASETS.TEST]
+    rules = {dataset_family(name): dataset_rule(name) for name in names}
+    return {f"{family}.{key}": _plain(getattr(rule, key)) for family, rule in rules.items() for key in _RULE_KEYS}
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
 import hashlib
 import pickle
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,8 @@ class WeightFile:
     tensors: dict[str, Tensor]
     #: Names of entries that are no numeric arrays.
     not_tensors: list[str]
+    #: Of a checkpoint of ours: the config of its run, key -> value, also ``<dataset>.value_range`` and ``.bands``.
+    run_config: dict[str, object] = field(default_factory=dict)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -155,13 +157,20 @@ def read_weight_file(path: str, prefer: str = "", network: nn.Module | None = No
         ValueError: unsafe, damaged or without tensors; there is no network ``prefer``.
     """
     local = local_weights(path)
-    state, role, author = _select(_deserialize(local, path), prefer, path)
+    content = _deserialize(local, path)
+    state, role, author = _select(content, prefer, path)
     tensors, not_tensors = _to_tensors(state)
     if not tensors:
         raise ValueError(f"MODEL.WEIGHTS: {path} holds no named tensors; {_RESAVE}")
     tensors, kind, expected_input = interpret(tensors, WeightSource(path, local, author), network)
     kind = f"{kind}, {role}" if role else kind
-    return WeightFile(path, _sha256(local), kind, expected_input, tensors, not_tensors)
+    return WeightFile(path, _sha256(local), kind, expected_input, tensors, not_tensors, _run_config(content))
+
+
+def _run_config(content: object) -> dict[str, object]:
+    for key in ("trainer", "record", "config"):
+        content = content.get(key) if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}
 
 
 def networks_in_file(path: str) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone.resnet import ResNet
 from torch import Tensor, nn
@@ -115,7 +116,7 @@ def load_weights(
 
     report.warnings += _statistics_warnings(model, file)
     if cfg is not None:
-        report.warnings += _input_warnings(cfg, file)
+        report.warnings += _input_warnings(cfg, file) + _rule_warnings(cfg, file)
     logger.info(str(report))
     for warning in report.warnings:
         logger.warning(warning)
@@ -233,6 +234,21 @@ def _statistics_warnings(model: nn.Module, file: WeightFile) -> list[str]:
             "batch norm would replace them by those of its batches; set MODEL.RESNETS.NORM to FrozenBN"
         ]
     return []
+
+
+def _rule_warnings(cfg: CfgNode, file: WeightFile) -> list[str]:
+    """Where images of the run's own datasets would be shown otherwise than the weights have seen them."""
+    differing = []
+    for name in dict.fromkeys([*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]):
+        family, metadata = name.split("_sem_seg_")[0], MetadataCatalog.get(name)
+        for key in ("value_range", "bands"):
+            now, then = metadata.get(key), file.run_config.get(f"{family}.{key}")
+            now = None if now is None else list(now)
+            if f"{family}.{key}" in file.run_config and now != then:
+                differing.append(f"{key} of dataset '{family}' is {now}, and was {then} when they were trained")
+    if not differing:
+        return []
+    return [f"{file.path}: these weights have seen other values: {'; '.join(dict.fromkeys(differing))}"]
 
 
 def _input_warnings(cfg: CfgNode, file: WeightFile) -> list[str]:

@@ -2,18 +2,19 @@
 
 import hashlib
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from rc2l.data.datasets.coco_masks import decode_segmentation
 from rc2l.data.datasets.drawn_labels import write_label_folder
 from rc2l.data.errors import DatasetError
+from rc2l.data.image_files import open_image
 from rc2l.structures.label_map import IGNORE
 
 #: Lists of a COCO file, and what each entry must have.
@@ -189,16 +190,17 @@ def _draw_panoptic(
     for annotation in annotations:
         file = segments / annotation.get("file_name", _label_name(picture))
         try:
-            with Image.open(file) as image:
-                colors = np.asarray(image.convert("RGB")).astype(np.int32)
+            with open_image(str(file), sys.maxsize) as image:
+                size = image.size
+                colors = image.decode()[..., :3].astype(np.int32) if size == label.shape else None
         except (OSError, SyntaxError, ValueError) as error:
             reason = "it does not exist" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
             raise DatasetError(
                 f"{file}: cannot read this file of panoptic segments ({reason}); 'labels' names their folder"
             ) from error
-        if colors.shape[:2] != label.shape:
+        if colors is None:
             raise DatasetError(
-                f"{file} is {colors.shape[1]}x{colors.shape[0]} pixels (width x height), but {path} says "
+                f"{file} is {size[1]}x{size[0]} pixels (width x height), but {path} says "
                 f"{label.shape[1]}x{label.shape[0]}; both must be equal"
             )
         ids = colors @ np.array([1, 256, 65536])

@@ -176,7 +176,7 @@ def _paste_mask(label: Image.Image, text: str, box: tuple[float, ...], value: in
     try:
         with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as image:
             mask = image.convert("L").point(lambda v: 255 if v else 0)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{what}: its mask is no PNG file in base64 ({error}); save it again in labelme") from error
     label.paste(value, (round(box[0]), round(box[1])), mask)
 
