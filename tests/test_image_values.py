@@ -169,11 +169,14 @@ def test_damaged_tiff_and_png_files_of_16_bits_are_named(tmp_path, compression):
     tifffile.imwrite(tmp_path / "a.tif", noise, compression=compression, rowsperstrip=8)
     (tmp_path / "b.png").write_bytes(imagecodecs.png_encode(noise))
     (tmp_path / "c.pgm").write_bytes(b"P5 64 64 65535\n" + noise.tobytes())
-    for name in ("a.tif", "b.png", "c.pgm"):
+    stack = noise.reshape(4, 32, 32)
+    tifffile.imwrite(tmp_path / "d.tif", stack, compression=compression, **BANDS, metadata=None)
+    rule = ImageRule((0.0, 65535.0), (0,))
+    for name in ("a.tif", "b.png", "c.pgm", "d.tif"):
         path = tmp_path / name
         content = path.read_bytes()
         read_image(str(path), "RGB", rule)
-        for kept in (len(content) // 2, 20):
+        for kept in (*range(20, len(content) - 300, len(content) // 9), len(content) - 300):
             path.write_bytes(content[:kept])
             with pytest.raises(DatasetError, match=f"{name}: cannot read this image"):
                 read_image(str(path), "RGB", rule)

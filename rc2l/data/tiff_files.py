@@ -3,7 +3,9 @@
 import logging
 import math
 import os
-import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
@@ -15,16 +17,49 @@ from rc2l.data.image_files import ImageFile, open_picture, upright
 _ORIENTATION = 274
 _ALPHA = (1, 2)
 _CONTIGUOUS = 1
-#: Bytes of a value of each type of tags.
-_TYPE_SIZES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), start=1)) | {16: 8, 17: 8, 18: 8}
-_ENDIAN = {"<": "little", ">": "big"}
-
-# What it tells of tags that it cannot read comes as an error below, where it matters.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 #: Meanings of values (PhotometricInterpretation) that are numbers or RGB.
 _NUMBERS = (0, 1, 2)
 #: Further ones that Pillow makes RGB of, where they have 8 bits.
 _COLORS = {3: "palette colours", 5: "CMYK colours", 6: "YCbCr colours"}
+
+
+#: Of what tifffile writes to its log.
+_CUT_OFF = ("invalid value offset", "invalid page offset", "invalid offset to", "corrupted tag list")
+
+
+#: And what says nothing about the pixels: a description that another program left as it was.
+_HARMLESS = "failed to reshape"
+
+
+class _Complaints(logging.Filter):
+    """Keeps what tifffile only logs, pages and tags that lie behind the end of a file, for whoever asks in a thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.local()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        found = getattr(self.asked, "found", None)
+        message = record.getMessage()
+        cut_off = any(text in message for text in _CUT_OFF)
+        if found is not None and cut_off:
+            found.append(message)
+        return found is None or not (cut_off or _HARMLESS in message)
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Within it, a complaint becomes an OSError at the end."""
+        self.asked.found = found = []
+        try:
+            yield
+        finally:
+            self.asked.found = None
+        if found:
+            raise OSError(f"the file is truncated: {found[0]}")
+
+
+_complaints = _Complaints()
+logging.getLogger("tifffile").addFilter(_complaints)
 
 
 def open_tiff(file: BinaryIO) -> ImageFile:
@@ -35,9 +70,10 @@ def open_tiff(file: BinaryIO) -> ImageFile:
     """
     try:
         # Else the metadata of a microscope could have other files opened.
-        tiff = tifffile.TiffFile(file, is_ome=False)
-        page = tiff.pages.first
-        pages = len(tiff.series[0].pages) if len(tiff.pages) > 1 or tiff.is_imagej else 1
+        with _complaints.raised():
+            tiff = tifffile.TiffFile(file, is_ome=False)
+            page = tiff.pages.first
+            pages = len(tiff.series[0].pages) if len(tiff.pages) > 1 or tiff.is_imagej else 1
         return _describe(file, tiff, page, pages)
     except (OSError, MemoryError):
         raise
@@ -46,7 +82,8 @@ def open_tiff(file: BinaryIO) -> ImageFile:
 
 
 def _describe(file: BinaryIO, tiff: tifffile.TiffFile, page: tifffile.TiffPage, pages: int) -> ImageFile:
-    _check_end(file, page)
+    for each in filter(None, tiff.series[0].pages if pages > 1 else [page]):
+        _check_end(file, each)
     source = tiff.series[0] if pages > 1 else page
     axes, shape = source.axes, source.shape
     height, width = (shape[axes.index(axis)] for axis in "YX")
@@ -96,32 +133,7 @@ def _describe(file: BinaryIO, tiff: tifffile.TiffFile, page: tifffile.TiffPage, 
 def _check_end(file: BinaryIO, page: tifffile.TiffPage) -> None:
     """tifffile fills up what is missing at the end of a file, as it may be meant to be empty."""
     ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False) if count]
-    ends += _ends_of_values(file, page)
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if ends and max(ends) > size:
         raise OSError(f"the file is truncated: it has {size} of at least {max(ends)} bytes")
-
-
-def _ends_of_values(file: BinaryIO, page: tifffile.TiffPage) -> list[int]:
-    """Where the values of tags that stand outside the directory end; tifffile passes over tags that it cannot read."""
-    layout = (
-        page.parent.tiff
-    )  # a directory is a count, then entries of code, type, number of values, value or its place
-    if layout.tagsize != 4 + 2 * layout.offsetsize:  # a dialect
-        return []
-    file.seek(page.offset)
-    (count,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
-    entries = file.read(count * layout.tagsize)
-    ends = [page.offset + layout.tagnosize + count * layout.tagsize]
-    for start in range(0, len(entries) - layout.tagsize + 1, layout.tagsize):
-        head = entries[start : start + layout.tagsize]
-        _, kind = struct.unpack(f"{layout.byteorder}HH", head[:4])
-        number, place = (
-            int.from_bytes(part, _ENDIAN[layout.byteorder])
-            for part in (head[4 : -layout.offsetsize], head[-layout.offsetsize :])
-        )
-        size = number * _TYPE_SIZES.get(kind, 0)
-        if size > layout.offsetsize:
-            ends.append(place + size)
-    return ends
