@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from rc2l.data.mixing import box_masks, cutmix_boxes, paste_from_next
+from rc2l.semi import pseudo_label
 from rc2l.semi.pseudo_label import drop_small_regions, pseudo_labels
 from rc2l.semi.teacher import Teacher, ema_decay
 from rc2l.structures.outputs import SegmentationOutput, semantic_scores
@@ -131,3 +132,21 @@ def test_cutmix_pastes_image_label_and_validity_from_the_next_image():
     images, labels = paste_from_next(pasted, images, labels)
     assert labels.tolist() == [[[11, 11], [10, 10]], [[11, 11], [11, 12]], [[10, 10], [10, 10]]]
     assert (images.long() == labels[:, None] - 10).all()
+
+
+def test_scores_of_many_classes_are_made_for_few_images_at_a_time(monkeypatch):
+    """Same labels to the bit, and never the scores of all images together."""
+    torch.manual_seed(0)
+    output = SegmentationOutput(torch.randn(5, 4, 8), torch.randn(5, 4, 6, 6), torch.zeros(5, 1, 6, 6))
+    valid = torch.rand(5, 24, 24) > 0.1
+    whole = pseudo_labels(output, valid, min_confidence=0.1, with_entropy=True)
+    sizes = []
+    class_scores = SegmentationOutput.class_scores
+    monkeypatch.setattr(
+        SegmentationOutput, "class_scores", lambda self, size: sizes.append(len(self)) or class_scores(self, size)
+    )
+    monkeypatch.setattr(pseudo_label, "_SCORES_AT_ONCE", 2 * 7 * 24 * 24 + 1)
+    parts = pseudo_labels(output, valid, min_confidence=0.1, with_entropy=True)
+    assert sizes == [2, 2, 1]
+    for name in ("label_map", "confidence", "entropy"):
+        assert torch.equal(getattr(whole, name), getattr(parts, name)), name

@@ -8,6 +8,10 @@ from rc2l.structures.outputs import SegmentationOutput
 from rc2l.structures.views import PseudoLabels
 
 
+#: Class scores at crop resolution that exist at one time, at most, but for those of a single image: 256 MiB.
+_SCORES_AT_ONCE = 2**26
+
+
 @torch.no_grad()
 def pseudo_labels(
     output: SegmentationOutput,
@@ -17,19 +21,31 @@ def pseudo_labels(
 ) -> PseudoLabels:
     """Class scores of every pixel of the crop, normalised over classes: argmax and maximum.
 
+    Scores of many classes are made for a few images at a time, so that memory does not grow with classes times images.
+
     Args:
         output: the teacher's outputs on the weak views.
         valid: (B, H, W) bool, False where the crop is padding; such pixels are ignored.
         min_confidence: pixels below it, in [0, 1], are ignored.
         with_entropy: compute the entropy too.
     """
-    scores = output.class_scores(valid.shape[-2:])
+    size, num_classes = valid.shape[-2:], output.num_classes
+    at_once = max(1, _SCORES_AT_ONCE // (num_classes * size.numel()))
+    parts = [_of_images(output[start : start + at_once], size, with_entropy) for start in range(0, len(valid), at_once)]
+    label_map, confidence, entropy = (None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True))
+    keep = valid & (confidence >= min_confidence)
+    return PseudoLabels(torch.where(keep, label_map, IGNORE).to(torch.uint8), confidence * valid, entropy)
+
+
+def _of_images(
+    output: SegmentationOutput, size: tuple[int, int], with_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Label map, confidence and entropy, (B, *size) each."""
+    scores = output.class_scores(size)
     best, label_map = scores.max(1)
     total = scores.sum(1).clamp(min=torch.finfo(scores.dtype).tiny)
-    confidence = best / total
-    keep = valid & (confidence >= min_confidence)
     entropy = torch.special.entr(scores / total[:, None]).sum(1) if with_entropy else None
-    return PseudoLabels(torch.where(keep, label_map, IGNORE).to(torch.uint8), confidence * valid, entropy)
+    return label_map, best / total, entropy
 
 
 def most_certain(entropy: Tensor, candidates: Tensor, share: float) -> Tensor:

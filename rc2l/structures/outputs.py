@@ -35,6 +35,11 @@ class SegmentationOutput:
     def __len__(self) -> int:
         return len(self.pixel_features)
 
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.pixel_logits.shape[1] if self.pixel_logits is not None else self.pred_logits.shape[2] - 1
+
     def float(self) -> "SegmentationOutput":
         """The same in float32: losses and matching run in it under AMP."""
         return self._map(lambda tensor: tensor.float())
