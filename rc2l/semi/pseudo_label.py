@@ -7,7 +7,6 @@ from rc2l.structures.label_map import IGNORE, with_ignored_as
 from rc2l.structures.outputs import SegmentationOutput
 from rc2l.structures.views import PseudoLabels
 
-
 #: Class scores at crop resolution that exist at one time, at most, but for those of a single image: 256 MiB.
 _SCORES_AT_ONCE = 2**26
 
