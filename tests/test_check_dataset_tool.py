@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from rc2l.data.datasets import custom
+from rc2l.data.datasets import custom, load_records
 from tests.custom_data import SIZE, write_coco, write_folder
 from tests.mini_datasets import build_mini_camvid, paint_image, paint_label, save_gray_png, save_image
 from tests.shared_data import REPO
@@ -178,3 +178,37 @@ def test_nothing_to_check(arguments, message, capsys, tmp_path, monkeypatch):
 def test_unknown_dataset(capsys):
     assert main(["voc"]) == 1
     assert "problem: unknown dataset 'voc'; registered are: " in capsys.readouterr().out
+
+
+def test_classes_that_only_validation_shows(roofs, capsys):
+    assert main([str(roofs)]) == 0
+    validated = re.findall(r"labels/(\d+)\.png", str(load_records("roofs_sem_seg_val")))
+    for path in (roofs.parent / "labels").iterdir():
+        if path.stem not in validated:
+            save_gray_png(np.minimum(paint_label(0, 3, SIZE), 1), path)
+    assert main([str(roofs)]) == 1
+    assert re.search(
+        r"problem: roofs_sem_seg_val scores c, which no label of roofs_sem_seg_train shows.* label such images",
+        capsys.readouterr().out,
+    )
+
+
+def test_sizes_damage_and_what_will_be_slow(roofs, capsys):
+    more = roofs.parent / "more"
+    more.mkdir()
+    Image.new("RGB", (2400, 1600), (9, 9, 9)).save(more / "a.jpg")
+    Image.new("RGB", (2000, 1700), (8, 9, 9)).save(more / "b.png")
+    roofs.write_text(roofs.read_text() + "unlabeled: more\n")
+    assert main([str(roofs)]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 2400x1600, 1 of 2000x1700; smallest 2000x1700, largest 2400x1600" in out
+    assert re.search(r"note: images have 3\.6 megapixels on average and up to 3\.8: .* one loader worker gives", out)
+    assert out.count("megapixels on average") == 1
+    (more / "c.jpg").write_bytes((more / "a.jpg").read_bytes()[:-9])
+    datasets = {"CUSTOM": str(roofs), "TRAIN": ["roofs_sem_seg_train"], "UNLABELED": ["roofs_sem_seg_unlabeled"]}
+    (roofs.parent / "config.yaml").write_text(yaml.safe_dump({"DATASETS": datasets | {"TEST": ["roofs_sem_seg_val"]}}))
+    config = ["--config-file", str(roofs.parent / "config.yaml")]
+    assert main(config) == 1
+    assert re.search(r"problem: .*c\.jpg: cannot read this image \(it is cut off", capsys.readouterr().out)
+    assert main([*config, "DATASETS.DAMAGED", "skip"]) == 0
+    assert re.search(r"note: left out in training \(DATASETS.DAMAGED skip\): .*c\.jpg", capsys.readouterr().out)

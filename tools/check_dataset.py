@@ -9,6 +9,7 @@ The exit status is 0 where the data is clean, 1 where there are problems, 2 wher
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from rc2l.data.audit import DatasetReport, audit_dataset, compare_datasets, unmatched_labels
 from rc2l.data.datasets import register_dataset_file
@@ -17,20 +18,21 @@ from rc2l.engine.arguments import add_import_argument, split_overrides
 from rc2l.engine.config_file import load_config
 from rc2l.engine.entry_point import entry_point
 
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
 #: Lines of problems of one dataset that are printed.
 _SHOWN = 20
 
 
-def dataset_names(names: list[str], config_file: str, overrides: list[str]) -> list[str]:
-    """The datasets to check, each once: those of YAML files among ``names``, other names, those of the config.
+def dataset_names(names: list[str], cfg: "CfgNode | None") -> list[str]:
+    """The datasets to check, each once: those of YAML files among ``names``, other names, those of a config.
 
     Raises:
         ValueError: a file is wrong, or nothing is asked for.
-        FileNotFoundError: no such config file.
     """
     wanted: list[str] = []
-    if config_file:
-        cfg = load_config(config_file, overrides)
+    if cfg is not None:
         wanted += [*cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELED, *cfg.DATASETS.TEST]
     for name in names:
         wanted += register_dataset_file(name) if name.endswith((".yaml", ".yml")) else [name]
@@ -63,12 +65,14 @@ def main(arguments: list[str] | None = None) -> int:
     args.opts += pairs
     if args.workers is not None and args.workers < 1:
         parser.error(f"--workers is {args.workers}; use 1 or more")
-    names = dataset_names(args.datasets, args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts) if args.config_file else None
+    names = dataset_names(args.datasets, cfg)
+    skip_damaged = cfg is not None and cfg.DATASETS.DAMAGED == "skip"
 
     reports, problems = [], []
     for name in names:
         try:
-            reports.append(audit_dataset(name, args.workers))
+            reports.append(audit_dataset(name, args.workers, skip_damaged))
             print_report(reports[-1])
         except DatasetError as error:
             problems.append(str(error))

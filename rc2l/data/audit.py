@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from rc2l.data.check import attempt_all, check_labeled
 from rc2l.data.datasets import load_records
 from rc2l.data.datasets.custom import custom_description
 from rc2l.data.datasets.folder import labels_without_image
-from rc2l.data.errors import DatasetError
+from rc2l.data.errors import DamagedImageError, DatasetError
 from rc2l.data.faults import (
     absent_classes,
     class_lists_problem,
@@ -23,6 +24,7 @@ from rc2l.data.faults import (
     one_class_problem,
     only_zero_problem,
     overlap_problem,
+    unseen_classes,
 )
 from rc2l.data.image_rule import dataset_rule, record_rule
 from rc2l.data.reading import read_image
@@ -34,6 +36,8 @@ from rc2l.structures.label_map import IGNORE
 _TEST_ENDINGS = ("_val", "_test")
 #: Sizes that a report lists.
 _SHOWN_SIZES = 5
+#: Millions of pixels of an image, on average, from which on reading is likely to be what training waits for.
+_LARGE_IMAGES = 3.0
 
 
 @dataclass
@@ -48,6 +52,8 @@ class Inspection:
     pixels: np.ndarray | None
     #: Values before ``value_range`` and ``bands``; None where the dataset has neither.
     values: StoredValues | None = None
+    #: What decoding both took of one core.
+    seconds: float = 0.0
 
 
 @dataclass
@@ -85,6 +91,9 @@ class DatasetReport:
         shown = ", ".join(f"{count} of {w}x{h}" for (h, w), count in sizes.most_common(_SHOWN_SIZES))
         more = f", {len(sizes) - _SHOWN_SIZES} other sizes" if len(sizes) > _SHOWN_SIZES else ""
         lines.append(f"sizes (width x height): {shown or 'none'}{more}")
+        if len(sizes) > 1:
+            (smallest, largest) = (end(sizes, key=lambda size: (size[0] * size[1], size)) for end in (min, max))
+            lines[-1] += f"; smallest {smallest[1]}x{smallest[0]}, largest {largest[1]}x{largest[0]}"
         return "\n".join(lines)
 
 
@@ -94,18 +103,23 @@ def inspect_image(record: dict, whole: WholeFiles) -> Inspection:
     Raises:
         DatasetError: a file is missing or damaged, sizes differ, or an id or a colour has no class.
     """
+    start = time.thread_time()
     rule, values = record_rule(record), None
     if rule.describe():
         values, size = stored_values(record["file_name"], rule)
     else:
         size = read_image(record["file_name"], "RGB", rule).shape[:2]
     pixels = check_labeled(record) if "sem_seg_file_name" in record else None
+    seconds = time.thread_time() - start
     whole.check(record["file_name"])
-    return Inspection(size, hashlib.sha256(Path(record["file_name"]).read_bytes()).hexdigest(), pixels, values)
+    digest = hashlib.sha256(Path(record["file_name"]).read_bytes()).hexdigest()
+    return Inspection(size, digest, pixels, values, seconds)
 
 
-def audit_dataset(name: str, workers: int | None = None) -> DatasetReport:
+def audit_dataset(name: str, workers: int | None = None, skip_damaged: bool = False) -> DatasetReport:
     """Read every file of a registered dataset once, in ``workers`` threads.
+
+    ``skip_damaged`` is what ``DATASETS.DAMAGED skip`` says: a damaged image without label is a note, no problem.
 
     Raises:
         DatasetError: the dataset as a whole cannot be loaded: it is unknown, or its folders or lists are missing.
@@ -115,7 +129,11 @@ def audit_dataset(name: str, workers: int | None = None) -> DatasetReport:
     results = attempt_all(partial(inspect_image, whole=whole), records, f"Reading {name}", workers)
     whole.save()
     report = DatasetReport(name, records, [result if isinstance(result, Inspection) else None for result in results])
-    report.problems += [str(result) for result in results if isinstance(result, DatasetError)]
+    for record, result in zip(records, results, strict=True):
+        if skip_damaged and isinstance(result, DamagedImageError) and "sem_seg_file_name" not in record:
+            report.notes.append(f"left out in training (DATASETS.DAMAGED skip): {result}")
+        elif isinstance(result, DatasetError):
+            report.problems.append(str(result))
     without = [record for record in records if "sem_seg_file_name" not in record]
     if without and len(without) < len(records):
         report.notes.append(f"{len(without)} images have no label, first {without[0]['file_name']}")
@@ -130,13 +148,31 @@ def audit_dataset(name: str, workers: int | None = None) -> DatasetReport:
     values = report_values(dataset_rule(name), Counter(each.kind for each in found), found)
     report.notes += values.notes + values.doubts
     report.problems += values.problems
+    if note := _cost_of_reading(report):
+        report.notes.append(note)
     for files in _same_content([report]).values():
         report.notes.append(f"the same image {len(files)} times: {', '.join(path for _, path in files)}")
     return report
 
 
+def _cost_of_reading(report: DatasetReport) -> str:
+    """What to do about images so large that training may wait for them; empty where they are not."""
+    found = [inspection for inspection in report.inspections if inspection is not None]
+    pixels = sorted(inspection.size[0] * inspection.size[1] / 1e6 for inspection in found)
+    if not pixels or sum(pixels) / len(pixels) < _LARGE_IMAGES:
+        return ""
+    seconds = max(sum(inspection.seconds for inspection in found) / len(found), 1e-6)
+    return (
+        f"images have {sum(pixels) / len(pixels):.1f} megapixels on average and up to {pixels[-1]:.1f}: decoding one "
+        f"with its label takes {seconds:.2g} s of a core here, so one loader worker gives at most {1 / seconds:.2g} a "
+        "second. If training waits for data (data_time in the metrics), raise DATALOADER.NUM_WORKERS, or resize images "
+        "and labels once, to what INPUT.MIN_SIZE_TRAIN needs"
+    )
+
+
 def compare_datasets(reports: Sequence[DatasetReport]) -> list[str]:
-    """Problems between datasets: images of training sets in test sets, by id, file or content; class lists that differ.
+    """Problems between datasets: images of training sets in test sets, by id, file or content; class lists that differ;
+    classes that only test labels show.
 
     Datasets whose names end in ``_val`` or ``_test`` are test sets.
     """
@@ -150,6 +186,9 @@ def compare_datasets(reports: Sequence[DatasetReport]) -> list[str]:
         for tested in test:
             if problem := overlap_problem(tested.name, tested.records, trained.name, trained.records):
                 problems.append(problem)
+    for tested in test:
+        if problem := _unseen_classes(tested, train):
+            problems.append(problem)
     for files in _same_content(reports).values():
         paths = {role: [path for name, path in files if name.endswith(_TEST_ENDINGS) == role] for role in (False, True)}
         # The same file in both is overlap, said above.
@@ -157,6 +196,15 @@ def compare_datasets(reports: Sequence[DatasetReport]) -> list[str]:
         if paths[False] and copies:
             problems.append(f"{copies[0]} is a copy of the training image {paths[False][0]}; remove one of them")
     return problems
+
+
+def _unseen_classes(tested: DatasetReport, train: Sequence[DatasetReport]) -> str:
+    """What to do about classes that the labels of a test set show and those to train on do not."""
+    same = [each for each in train if each.pixels.any() and not class_lists_problem(tested.name, each.name)]
+    if not same:
+        return ""
+    pixels = np.sum([each.pixels for each in same], axis=0)
+    return unseen_classes(tested.name, tested.pixels, f"label of {' and '.join(each.name for each in same)}", pixels)
 
 
 def _same_content(reports: Sequence[DatasetReport]) -> dict[str, list[tuple[str, str]]]:
