@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
@@ -60,6 +61,18 @@ def test_folders_of_images_and_masks(tmp_path, capsys):
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3 and cfg.SEMI.METHOD == "rc2l"
     printed = capsys.readouterr().out
     assert "test has no labels and is left out" in printed and "rc2l train --config-file" in printed
+
+
+def test_images_that_are_not_8_bit_rgb(tmp_path, capsys):
+    for i in range(8):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        pixels = np.random.default_rng(i).integers(300, 3900, (*SIZE, 5), dtype=np.uint16)
+        tifffile.imwrite(tmp_path / f"images/{i}.tif", pixels, photometric="minisblack", planarconfig="contig")
+        mask(tmp_path / f"masks/{i}.png", (0, 1))
+    description, _, records = start(tmp_path)
+    assert description["bands"] == [0, 1, 2] and description["value_range"] == [0, 4095]
+    assert labeled(records["train"]) + labeled(records["val"]) == 8
+    assert "bands [0, 1, 2], value_range [0, 4095] is guessed" in capsys.readouterr().out
 
 
 def test_subsets_and_suffixes_on_both_sides(tmp_path):

@@ -21,7 +21,9 @@ from detectron2.data import MetadataCatalog
 
 from rc2l.data.datasets import load_records, register_dataset_file
 from rc2l.data.errors import DatasetError
+from rc2l.data.image_rule import dataset_rule
 from rc2l.data.reading import read_image_size
+from rc2l.data.value_report import suggest_rule
 from rc2l.engine.entry_point import entry_point
 from rc2l.new_project.label_values import sample
 from rc2l.new_project.layout import find_layout
@@ -31,6 +33,8 @@ from rc2l.new_project.write import config_text, dataset_name, description_text
 _VAL_FRACTION = 0.2
 #: Images whose headers are read for their size.
 _SIZES = 200
+#: Images whose values are looked at, where they are not 8-bit RGB.
+_DECODED = 20
 
 
 def facts_of(name: str, subsets: tuple[str, ...]) -> Facts:
@@ -48,8 +52,14 @@ def facts_of(name: str, subsets: tuple[str, ...]) -> Facts:
         unlabeled=len(train) - len(labeled) + len(records.get("unlabeled", ())),
         validation=len(records["val"]),
         num_classes=len(MetadataCatalog.get(f"{name}_sem_seg_train").stuff_classes),
-        sizes=[read_image_size(str(path)) for path in sample(images, _SIZES)],
+        sizes=[read_image_size(str(path), dataset_rule(f"{name}_sem_seg_train")) for path in sample(images, _SIZES)],
     )
+
+
+def _image_files(datasets: tuple[str, ...]) -> list[str]:
+    """Some of the image files of registered datasets."""
+    files = [Path(record["file_name"]) for dataset in datasets for record in load_records(dataset)]
+    return [str(path) for path in sample(files, _DECODED)]
 
 
 def run(project: Path, data: Path, force: bool) -> str:
@@ -65,13 +75,18 @@ def run(project: Path, data: Path, force: bool) -> str:
         layout.content["val_fraction"] = _VAL_FRACTION
     name = dataset_name(project)
     root = os.path.relpath(data, project) if data.resolve().is_relative_to(project.resolve()) else str(data.resolve())
-    text = description_text(name, root, layout)
     project.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=project) as scratch:
         # Read as training will read it, before it gets its name.
         draft = Path(scratch) / "dataset.yaml"
         draft.write_text(description_text(name, str(data.resolve()), layout), encoding="utf-8")
         registered = register_dataset_file(draft)
+        if keys := suggest_rule(_image_files(registered)):
+            layout.content |= keys
+            shown = ", ".join(f"{key} {value}" for key, value in keys.items())
+            layout.notes.append(f"images are not 8-bit RGB: {shown} is guessed from some of them, is that so?")
+            draft.write_text(description_text(name, str(data.resolve()), layout), encoding="utf-8")
+            registered = register_dataset_file(draft)
         subsets = tuple(full.removeprefix(f"{name}_sem_seg_") for full in registered)
         if not {"train", "val"} <= set(subsets):
             raise DatasetError(f"{data}: there are no images to {'train' if 'val' in subsets else 'validate'} on")
@@ -83,7 +98,7 @@ def run(project: Path, data: Path, force: bool) -> str:
         notes.append(
             "no image is without a label, so the method is supervised: add images, `unlabeled` in dataset.yaml"
         )
-    files[0].write_text(text, encoding="utf-8")
+    files[0].write_text(description_text(name, root, layout), encoding="utf-8")
     files[1].write_text(config_text(name, subsets, settings, notes), encoding="utf-8")
     return _summary(layout.kind, layout.notes + notes, facts, settings, machine, project, data)
 

@@ -35,6 +35,9 @@ from rc2l.structures.needs import BOTH_STREAMS, Needs
 #: Problems that an error message spells out; the rest are counted.
 _SHOWN = 10
 
+#: Pixels that are counted at a time.
+_BLOCK = 1 << 22
+
 logger = logging.getLogger("rc2l")
 
 
@@ -150,7 +153,15 @@ def check_labeled(record: dict) -> np.ndarray:
     label = read_record_label(record)
     if image_size != label.shape:
         raise DatasetError(size_mismatch(record, image_size, label.shape))
-    return np.bincount(label.ravel(), minlength=IGNORE + 1)
+    return count_ids(label)
+
+
+def count_ids(label: np.ndarray) -> np.ndarray:
+    """(256,) int64 number of pixels of each train id of a label map, (H, W) uint8."""
+    flat = label.ravel()
+    # np.bincount makes eight bytes of each pixel: of a whole orthophoto, gigabytes.
+    parts = (np.bincount(flat[start : start + _BLOCK], minlength=IGNORE + 1) for start in range(0, len(flat), _BLOCK))
+    return sum(parts, start=np.zeros(IGNORE + 1, dtype=np.int64))
 
 
 def attempt_all(check: Callable[[dict], object], records: list[dict], title: str, workers: int | None = None) -> list:

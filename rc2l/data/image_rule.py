@@ -13,6 +13,8 @@ from rc2l.data.errors import DatasetError
 
 #: Largest width x height that is read where nothing else is said, 179 megapixels: that of Pillow.
 MAX_PIXELS = 178_956_970
+#: Largest values that are likely to be meant: of shares, and of 8, 10, 12, 14 and 16 bits.
+_LIKELY_LIMITS = (1, 255, 1023, 4095, 16383, 65535)
 #: Values that are scaled at a time, so that float64 needs little memory.
 _BLOCK = 1 << 20
 
@@ -72,8 +74,8 @@ class ImageRule:
         if self.bands is not None:
             texts.append(f"bands {list(self.bands)} are {'grey' if len(self.bands) == 1 else 'red, green and blue'}")
         if self.value_range is not None:
-            lo, hi = (int(end) if end.is_integer() else end for end in self.value_range)
-            texts.append(f"value_range [{lo}, {hi}] becomes 0 to 255 (what lies beyond is clipped, NaN becomes 0)")
+            ends = plain_range(self.value_range)
+            texts.append(f"value_range {ends} becomes 0 to 255 (what lies beyond is clipped, NaN becomes 0)")
         return "; ".join(texts)
 
     def scale(self, values: np.ndarray) -> np.ndarray:
@@ -163,6 +165,18 @@ def _is_whole(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def likely_range(lowest: float, highest: float) -> tuple[float, float]:
+    """A ``value_range`` that may be meant for values from ``lowest`` to ``highest``, which are no NaN."""
+    if lowest >= 0:
+        return 0.0, float(next((limit for limit in _LIKELY_LIMITS if limit >= highest), f"{highest:.3g}"))
+    return float(f"{lowest:.3g}"), float(f"{highest:.3g}")
+
+
+def plain_range(value_range: tuple[float, float]) -> list[float]:
+    """Both ends as a person writes them: [0, 4095], not [0.0, 4095.0]."""
+    return [int(end) if end.is_integer() else end for end in value_range]
 
 
 def rule_of(metadata: Metadata) -> ImageRule:

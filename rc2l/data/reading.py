@@ -10,7 +10,7 @@ from PIL import UnidentifiedImageError
 
 from rc2l.data.errors import DamagedImageError, DatasetError
 from rc2l.data.image_files import ImageFile, TooLargeError, open_image
-from rc2l.data.image_rule import ImageRule, rule_of
+from rc2l.data.image_rule import ImageRule, likely_range, plain_range, rule_of
 from rc2l.structures.label_map import IGNORE
 
 #: Label ids of up to 16 bits are understood before mapping.
@@ -19,8 +19,6 @@ _NUM_RAW_IDS = 1 << 16
 _INVALID = 254
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 _COLOR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
-#: Largest values that are likely to be meant: of shares, and of 8, 10, 12, 14 and 16 bits.
-_LIKELY_LIMITS = (1, 255, 1023, 4095, 16383, 65535)
 #: What is raised for files that are missing, truncated, too large or no images at all.
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError)
 
@@ -73,11 +71,8 @@ def _advice(image: ImageFile, decode: bool) -> str:
     lowest, highest = (float(end.reduce(values, axis=None)) for end in (np.fmin, np.fmax))
     if not math.isfinite(highest - lowest):
         return "value_range: [0, 1]"
-    lo, hi = (float(f"{end:.3g}") for end in (lowest, highest))
-    if lowest >= 0:
-        lo, hi = 0.0, float(next((limit for limit in _LIKELY_LIMITS if limit >= highest), hi))
-    lo, hi = (int(end) if end.is_integer() else end for end in (lo, hi))
-    return f"value_range: [{lo}, {hi}], as it has values from {lowest:g} to {highest:g}"
+    lo, hi = plain_range(likely_range(lowest, highest))
+    return f"value_range: [{lo}, {hi}] (it has values from {lowest:g} to {highest:g})"
 
 
 def read_image(path: str, image_format: str, rule: ImageRule = ImageRule()) -> np.ndarray:  # noqa: B008  frozen

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rc2l.data.image_rule import ImageRule, record_rule
-from rc2l.data.reading import read_image_kind, read_stored
+from rc2l.data.image_files import open_image
+from rc2l.data.image_rule import MAX_PIXELS, ImageRule, likely_range, plain_range, record_rule
+from rc2l.data.reading import READ_ERRORS, read_image_kind, read_stored
 
 logger = logging.getLogger("rc2l")
 
@@ -94,6 +95,32 @@ def report_values(rule: ImageRule, kinds: Mapping[str, int], found: Sequence[Sto
             f"{lowest:g} to {highest:g}; correct value_range"
         )
     return report
+
+
+def suggest_rule(paths: Sequence[str]) -> dict[str, list]:
+    """``bands`` and ``value_range`` that a description of some images seems to need; none for 8-bit grey and RGB.
+
+    Files that cannot be read are passed over.
+    """
+    bands, ends = [], []
+    for path in paths:
+        try:
+            with open_image(path, MAX_PIXELS) as image:
+                if image.bands not in (1, 3):
+                    bands.append(image.bands + image.alpha)
+                if image.deep and not image.unusable:
+                    values = image.decode()
+                    ends.append([float(end.reduce(values, axis=None)) for end in (np.fmin, np.fmax)])
+        except READ_ERRORS:
+            continue
+    keys: dict[str, list] = {}
+    if bands:
+        keys["bands"] = [0, 1, 2] if min(bands) > 2 else [0]
+    if ends := [pair for pair in ends if np.isfinite(pair).all()]:
+        lo, hi = likely_range(min(lowest for lowest, _ in ends), max(highest for _, highest in ends))
+        if lo < hi:
+            keys["value_range"] = plain_range((lo, hi))
+    return keys
 
 
 def log_values(records: Sequence[dict]) -> None:
