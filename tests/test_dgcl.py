@@ -214,6 +214,7 @@ def test_density_does_not_depend_on_chunks_order_or_length(monkeypatch):
         torch.testing.assert_close(chunked, expected)
 
 
+@pytest.mark.whole_run
 def test_density_needs_little_memory_at_ten_thousand_features_and_entries():
     """All similarities at once would be 381 MiB, and a mask of them 95 MiB more."""
     peak_memory = load_tool("benchmark_reco").PeakMemory

@@ -111,6 +111,7 @@ def test_every_key_with_every_wrong_value():
         ("SEMI.PSEUDO_LABEL.MIN_CONFIDENCE", "2"),
         ("INPUT.MIN_SIZE_TEST", "-5"),
         ("MODEL.PIXEL_MEAN", "[1.0, 2.0]"),
+        ("MODEL.PIXEL_MEAN", "[-1.0, 0.0, 0.0]"),
         ("MODEL.PIXEL_STD", "[1.0, 2.0, 0.0]"),
         ("INPUT.CROP.SIZE", "[10000000, 10000000]"),
         ("SOLVER.IMS_PER_BATCH", "0"),

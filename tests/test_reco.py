@@ -86,6 +86,7 @@ def test_loss_and_gradient_for_the_official_samples(official):
     torch.testing.assert_close(representation.grad, official.grad_rep, atol=1e-6, rtol=0)
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize(("key_sets", "draws"), [("class", 2000), ("query", 300)])
 def test_sampled_loss_agrees_with_the_official_mean(official, key_sets, draws):
     """Within 4 standard errors of the official mean.

@@ -41,7 +41,7 @@ def test_ignored_pixels_show_the_prediction():
 
 def objective_and_step(threshold: float):
     torch.manual_seed(0)
-    learner = learner_of(config("s4gan_deeplab", "S4GAN.SCORE_THRESHOLD", threshold))
+    learner = learner_of(config("s4gan_deeplab", "S4GAN.SCORE_THRESHOLD", threshold, "S4GAN.DISCRIMINATOR_WIDTH", 16))
     logits = torch.randn(4, 9, 8, 8, requires_grad=True)
     output = SegmentationOutput(None, None, torch.zeros(4, 1, 8, 8), pixel_logits=logits)
     images, targets = torch.randn(4, 3, 32, 32), torch.randint(0, 9, (2, 32, 32))

@@ -101,6 +101,7 @@ def test_seed_and_fraction_change_the_hash_and_fractions_are_nested(register):
     assert len({small.hash, large.hash, other.hash}) == 3
 
 
+@pytest.mark.whole_run
 def test_another_process_makes_the_same_split(register, monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(build_mini_camvid(tmp_path)))
     cfg = config("camvid_sem_seg_train", "1/4")

@@ -91,8 +91,9 @@ def test_official_yaml_builds(size, tmp_path):
     path.write_text(official_yaml(flat))
     cfg = get_rc2l_cfg()
     cfg.merge_from_file(str(path))
-    cfg.MODEL.DEVICE = "cpu"
-    shapes = build_model(cfg).backbone.output_shape()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        shapes = build_model(cfg).backbone.output_shape()
     width = SIZES[size]["EMBED_DIM"]
     assert {name: (shape.channels, shape.stride) for name, shape in shapes.items()} == {
         f"res{stage + 2}": (width * 2**stage, 4 * 2**stage) for stage in range(4)

@@ -14,10 +14,8 @@ import torchvision
 from PIL import Image
 
 import train_net
-from rc2l.data.datasets.shapes import generate_shapes
 from rc2l.engine.launch import launch
 from rc2l.engine.run import argument_parser
-from tests.mini_datasets import build_mini_voc
 from tests.processes import run_python
 from tests.shared_data import REPO
 
@@ -34,11 +32,8 @@ def run(config: str, output: Path, *overrides: str, options: tuple[str, ...] = (
 
 
 @pytest.fixture(scope="module")
-def datasets(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("datasets")
-    generate_shapes(root, num_train=16, num_val=4, size=64)
-    build_mini_voc(root, num_train=32, num_val=4)
-    return root
+def datasets(miniature_datasets) -> Path:
+    return miniature_datasets
 
 
 @pytest.fixture(autouse=True)
@@ -237,9 +232,11 @@ def test_the_command_line_prints_one_error_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_non_finite_outputs_stop_the_run_with_iteration_and_images(tmp_path):
+def test_non_finite_outputs_stop_the_run_with_iteration_and_images(tmp_path, capsys):
     with pytest.raises(FloatingPointError, match=r"iteration \d+: .*Images of this step: .*train_\d+\.jpg"):
         run("shapes/supervised.yaml", tmp_path, "SOLVER.BASE_LR", 1e30, "SOLVER.CLIP_GRADIENTS.ENABLED", False)
+    for said in (capsys.readouterr().out, (tmp_path / "log.txt").read_text()):
+        assert "Starting training" in said and "Traceback" not in said  # detectron2 would log one
 
 
 def test_best_and_last_checkpoints_are_kept_and_older_ones_are_not(tmp_path):

@@ -31,6 +31,8 @@ _SOME_NAMES = several(text(empty=False), at_least=1)
 #: What detectron2's get_norm knows.
 _NORM = one_of("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
 _WIDTH = integer(at_least=1, at_most=65536)
+#: What a pixel of a channel may have; padding has it too.
+_LEVEL = number(at_least=0, at_most=255)
 #: The longest edge that image formats have, and the largest crop that is cut out of images.
 _EDGE, _CROP_EDGE = 65500, 8192
 _short_edge = integer(at_least=0, at_most=_EDGE)
@@ -107,7 +109,7 @@ declare(
         "MASK_ON": only(False, "there are no instances here"),
         "KEYPOINT_ON": only(False, "there are no keypoints here"),
         "LOAD_PROPOSALS": only(False, "there are no proposals here"),
-        "PIXEL_MEAN": exactly(number(), number(), number()),
+        "PIXEL_MEAN": exactly(_LEVEL, _LEVEL, _LEVEL),
         "PIXEL_STD": exactly(number(above=0), number(above=0), number(above=0)),
         "BACKBONE.NAME": text(empty=False),
         "BACKBONE.FREEZE_AT": integer(at_least=0, at_most=5),
