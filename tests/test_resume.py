@@ -266,6 +266,21 @@ def test_best_holds_the_weights_that_got_its_score_whenever_it_was_killed(case, 
     assert best["iteration"] in {2, 5, 8}  # the steps that are evaluated, not the ones after them
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_run_killed_while_an_earlier_one_moves_aside_loses_neither(server, short, tmp_path):
+    shutil.copytree(short, tmp_path / "run")
+    server.start(*arguments(tmp_path / "run"), *shapes(), kill=Kill(0, "moving", 3))
+    assert server.wait() == -signal.SIGKILL
+    assert len(list((tmp_path / "run/earlier_1").iterdir())) == 3
+    server.start(*arguments(tmp_path / "run", "--resume"), *shapes())
+    assert server.wait() == 0
+    assert run_differences(short, tmp_path / "run") == []
+    assert files(tmp_path / "run/earlier_1") == files(short)
+
+
 def test_a_best_score_without_its_file_is_forgotten(server, tmp_path):
     server.start(*arguments(tmp_path), *shapes(), kill=Kill(6, "timer", 0))
     server.wait()
