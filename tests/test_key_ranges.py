@@ -112,6 +112,8 @@ def test_every_key_with_every_wrong_value():
         ("INPUT.MIN_SIZE_TEST", "-5"),
         ("MODEL.PIXEL_MEAN", "[1.0, 2.0]"),
         ("MODEL.PIXEL_MEAN", "[-1.0, 0.0, 0.0]"),
+        ("SOLVER.MAX_ITER", "1" + "0" * 400),
+        ("INPUT.CROP.SIZE", f"[1{'0' * 400}, 32]"),
         ("MODEL.PIXEL_STD", "[1.0, 2.0, 0.0]"),
         ("INPUT.CROP.SIZE", "[10000000, 10000000]"),
         ("SOLVER.IMS_PER_BATCH", "0"),
@@ -125,7 +127,14 @@ def test_overrides_out_of_range_are_one_line(key, value):
     with pytest.raises(ValueError) as error:
         load_config(str(REPO / "configs/shapes/rc2l.yaml"), [key, value])
     message = str(error.value)
-    assert message.startswith(f"{key} is ") and "it must be" in message and "\n" not in message
+    assert message.startswith(f"{key} is ") and "it must be" in message and "\n" not in message and len(message) < 500
+
+
+def test_a_whole_number_beyond_all_others_is_one_line(tmp_path):
+    path = tmp_path / "huge.yaml"
+    path.write_text(f"_BASE_: {REPO}/configs/shapes/rc2l.yaml\nMODEL: {{MASK_FORMER: {{DICE_WEIGHT: 1{'0' * 400}}}}}\n")
+    with pytest.raises(ValueError, match=r"MODEL\.MASK_FORMER\.DICE_WEIGHT is inf: it must be a number"):
+        load_config(str(path), [])
 
 
 def test_configs_pass():

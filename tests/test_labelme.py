@@ -102,6 +102,7 @@ def test_images_without_annotation_are_unlabeled_and_renamed_ones_found(tmp_path
     [
         ([shape("car", [[0, 0], [1, 1]])], {}, "shape 0 .polygon. must have 3 or more points"),
         ([shape("car", [[0, 0], [1, "x"], [2, 2]])], {}, "must have 3 or more points"),
+        ([shape("car", [[0, 0], [1, 10**400], [2, 2]])], {}, "or more points .x, y., at most 1000000 pixels away"),
         ([shape("car", [[0, 0], [1, 1]], "spline")], {}, "is a 'spline'"),
         ([shape("", [[0, 0], [1, 1], [2, 2]])], {}, "no 'label'"),
         ([shape("car", [[0, 0], [1, 1]], "mask", mask="??")], {}, "no PNG file in base64"),

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 import os
 import re
 from pathlib import Path
@@ -88,7 +89,7 @@ def _with_floats(node: CfgNode, content: dict) -> dict:
         if isinstance(own, CfgNode) and isinstance(value, dict):
             value = _with_floats(own, value)
         elif isinstance(own, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            value = _float(value)
         elif (
             name in _LISTS_OF_NAMES
             and isinstance(own, tuple)
@@ -98,6 +99,13 @@ def _with_floats(node: CfgNode, content: dict) -> dict:
             value = (one,)  # ("a") is a text in YAML and in Python, and means one name
         given[name] = value
     return given
+
+
+def _float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # which no key takes
 
 
 def _single_name(text: str) -> str:

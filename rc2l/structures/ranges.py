@@ -1,6 +1,6 @@
 """Which values something may have: a test and the words for it, so that both stand once."""
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -19,7 +19,11 @@ class Range:
     def check(self, name: str, value: object) -> None:
         """ValueError, in one line, where a value of what is called ``name`` is none of them."""
         if not self.accepts(value):
-            raise ValueError(f"{name} is {value!r}: it must be {self.words}")
+            raise ValueError(f"{name} is {_short(repr(value))}: it must be {self.words}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def number(
@@ -138,7 +142,8 @@ def check_fields(options: object, ranges: Mapping[str, Range]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Python's whole numbers have no end, and floats end before.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _bounds(at_least: float | None, above: float | None, at_most: float | None, below: float | None) -> str:

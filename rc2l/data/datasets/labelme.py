@@ -23,6 +23,8 @@ IGNORE_LABEL = "__ignore__"
 BACKGROUND_LABEL = "_background_"
 #: Pixels across a line, and the radius of a point: what labelme's exporter draws.
 _LINE_WIDTH, _POINT_RADIUS = 10, 5
+#: Coordinates of points are at most this; what is drawn from there is no label.
+_FARTHEST = 10**6
 #: Least number of points of each type of shape; a circle is its centre and a point of its edge.
 _LEAST_POINTS = {
     "polygon": 3,
@@ -162,11 +164,13 @@ def _check_shape(shape: object, what: str) -> None:
         or any(
             not isinstance(point, list)
             or len(point) != 2
-            or any(isinstance(x, bool) or not isinstance(x, (int, float)) or not math.isfinite(x) for x in point)
+            or any(isinstance(x, bool) or not isinstance(x, (int, float)) or not abs(x) <= _FARTHEST for x in point)
             for point in points
         )
     ):
-        raise DatasetError(f"{what} ({kind}) must have {_LEAST_POINTS[kind]} or more points [x, y]; correct it")
+        raise DatasetError(
+            f"{what} ({kind}) must have {_LEAST_POINTS[kind]} or more points [x, y], at most {_FARTHEST} pixels away"
+        )
     if kind == "mask" and not isinstance(shape.get("mask"), str):
         raise DatasetError(f"{what} is a mask without the text 'mask'; save it again in labelme")
 
