@@ -120,7 +120,7 @@ def test_mlflow_gets_parameters_numbers_and_pictures(tmp_path, monkeypatch):
         tracking.picture("pictures/test", np.zeros((2, 2, 3), np.uint8), 7)
         tracking.write()
         tracking.write()
-    assert calls[0] == ("uri", (tmp_path / "mlruns").as_uri())
+    assert calls[0] == ("uri", f"sqlite:///{tmp_path}/mlflow.db")
     batches = [call[-1] for call in calls if call[0] == "log_batch"]
     assert [len(each["params"]) for each in batches[:2]] == [100, 50] and len(batches) == 3
     assert max(len(value) for _, value in batches[0]["params"]) == 500

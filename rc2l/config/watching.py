@@ -18,7 +18,8 @@ def add_watching_config(cfg: CfgNode) -> None:
     cfg.TRACKER.PROJECT = "rc2l"
     # Name of the run; "": that of OUTPUT_DIR.
     cfg.TRACKER.RUN_NAME = ""
-    # Write to local files only: OUTPUT_DIR/wandb, to be uploaded by `wandb sync`; ./mlruns, to be seen by `mlflow ui`.
+    # Write to local files only: OUTPUT_DIR/wandb, to be uploaded by `wandb sync`; ./mlflow.db and ./mlruns, to be seen
+    # by `mlflow ui`.
     cfg.TRACKER.OFFLINE = False
     # Address of the server, or of MLflow's store; "": what the service's own environment variables say.
     cfg.TRACKER.URI = ""

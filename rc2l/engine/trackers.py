@@ -64,7 +64,8 @@ class MlflowTracker(Tracker):
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
-        local = (Path.cwd() / "mlruns").as_uri() if self.options.OFFLINE else None
+        # MLflow's own default today; newer versions refuse the older store of plain files.
+        local = f"sqlite:///{Path.cwd().as_posix()}/mlflow.db" if self.options.OFFLINE else None
         self._client = MlflowClient(tracking_uri=self.options.URI or local)
         if run_id:
             self._client.update_run(run_id, status="RUNNING")
