@@ -112,6 +112,11 @@ def test_numbers_of_groups(tmp_path):
     assert changed == {"SOLVER.MAX_ITER"}
     # The same seed once more is no other draw.
     assert [len(each.runs) for each in group_runs([*runs, runs[0]])] == [2, 1]
+    # A run of a version that did not know a key yet has its default.
+    del runs[1].settings["SEMI.BURN_IN"]
+    defaults = default_settings(get_rc2l_cfg())
+    assert len(group_runs(runs, defaults)) == 1 and len(group_runs(runs)) == 2
+    assert contents.differences(group_runs(runs), defaults) == []
 
 
 def test_runs_that_came_not_far(tmp_path):

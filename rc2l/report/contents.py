@@ -19,8 +19,6 @@ from rc2l.report.run_files import Run
 
 #: Rows of the lists of confused classes and of single images.
 _LISTED = 10
-#: Losses of earlier decoder layers, whose names end in a number, are left out beyond so many.
-_MOST_LOSSES = 24
 
 
 def summary(groups: Sequence[Group]) -> list[dict]:
@@ -71,7 +69,10 @@ def _cost(run: Run) -> dict:
             seconds += row["time"] * (row["iteration"] + 1 - before)
             before = row["iteration"] + 1
     per_step = seconds / before if before else None
-    images = sum(int(run.settings.get(f"SOLVER.IMS_PER_BATCH{part}") or 0) for part in ("", "_UNLABELED"))
+    streams = ["SOLVER.IMS_PER_BATCH"]
+    if any("pseudo/confidence" in row for row in run.rows):
+        streams.append("SOLVER.IMS_PER_BATCH_UNLABELED")
+    images = sum(int(run.settings.get(key) or 0) for key in streams)
     waits = [row["data_time"] for row in run.rows if "data_time" in row]
     memory = max((row["memory_mib"] for row in run.rows if "memory_mib" in row), default=None)
     return {
@@ -101,12 +102,13 @@ def settings_of(groups: Sequence[Group], defaults: dict[str, object]) -> list[di
     return found
 
 
-def differences(groups: Sequence[Group]) -> list[dict]:
+def differences(groups: Sequence[Group], defaults: dict[str, object]) -> list[dict]:
     """Settings in which groups differ."""
     if len(groups) < 2:
         return []
     return [
-        {"key": key, "values": [shown(value) for value in values]} for key, values in differing_settings(groups).items()
+        {"key": key, "values": [shown(value) for value in values]}
+        for key, values in differing_settings(groups, defaults).items()
     ]
 
 
@@ -123,8 +125,8 @@ def curves(groups: Sequence[Group]) -> list[dict]:
     if any(run.networks and run.rows for group in groups for run in group.runs):
         figures.append({"title": "mIoU", "image": score_curves(groups)})
     losses = sorted(key for key in keys if key.rpartition("/")[2].startswith("loss_"))
-    if len(losses) > _MOST_LOSSES:
-        losses = [key for key in losses if not key.rpartition("_")[2].isdigit()][:_MOST_LOSSES]
+    # Of decoder layers, the last one alone: the others look alike.
+    losses = [key for key in losses if not (key.rpartition("_")[2].isdigit() and key.rpartition("_")[0] in losses)]
     losses = [key for key in ("total_loss",) if key in keys] + losses
     if losses:
         figures.append({"title": "Losses", "image": small_multiples(groups, losses)})
@@ -150,7 +152,7 @@ def pseudo_labels(groups: Sequence[Group]) -> list[dict]:
             curves = {key.removeprefix(prefix): group.runs[0].curve(key) for key in keys if key.startswith(prefix)}
             curves = {name: curve for name, curve in curves.items() if curve}
             if curves:
-                title = f"{kind.replace('_', ' ')} by class" + (f", {group.name}" if len(groups) > 1 else "")
+                title = f"pseudo/{kind}" + (f", {group.name}" if len(groups) > 1 else "")
                 figures.append({"title": title, "image": class_history(curves, "")})
     return figures
 

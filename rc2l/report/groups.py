@@ -3,7 +3,7 @@
 import os
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rc2l.engine.resume import WITHOUT_EFFECT, matches
@@ -49,13 +49,19 @@ def best_score(run: Run) -> float | None:
     return max(curve.values()) if curve else run.result.get("mIoU")
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Groups in the order of their first runs; one that repeats the seed of another is a group of its own."""
+def group_runs(runs: Sequence[Run], defaults: Mapping[str, object] | None = None) -> list[Group]:
+    """Groups in the order of their first runs; one that repeats the seed of another is a group of its own.
+
+    Args:
+        runs: one or more.
+        defaults: dotted key -> value, for keys that a run of an older version has not.
+    """
     members: dict[str, list[Run]] = {}
     seen: Counter[str] = Counter()
     for run in runs:
-        compared = {key: value for key, value in run.settings.items() if not matches(key, (*SEEDS, *WITHOUT_EFFECT))}
-        config = repr(sorted(compared.items())) if compared else str(run.folder)
+        settings = {**(defaults or {}), **run.settings}
+        compared = {key: value for key, value in settings.items() if not matches(key, (*SEEDS, *WITHOUT_EFFECT))}
+        config = repr(sorted(compared.items())) if run.settings else str(run.folder)
         draw = config + repr([run.settings.get(key) for key in SEEDS])
         members.setdefault(f"{config} {seen[draw]}", []).append(run)
         seen[draw] += 1
@@ -77,9 +83,9 @@ def _short_names(folders: list[str]) -> list[str]:
     return [f"{folder} ({number})" for number, folder in enumerate(folders, start=1)]
 
 
-def differing_settings(groups: Iterable[Group]) -> dict[str, list[object]]:
-    """Key -> value of each group, of the settings in which groups differ; None where a group has no such key."""
-    settings = [group.runs[0].settings for group in groups]
+def differing_settings(groups: Iterable[Group], defaults: Mapping[str, object]) -> dict[str, list[object]]:
+    """Key -> value of each group, of the settings in which groups differ; None where there is no such key."""
+    settings = [{**defaults, **group.runs[0].settings} for group in groups]
     keys = sorted(key for key in set().union(*settings) if not matches(key, (*SEEDS, *WITHOUT_EFFECT)))
     values = {key: [each.get(key) for each in settings] for key in keys}
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}

@@ -19,7 +19,7 @@ def report_html(runs: Sequence[Run], defaults: dict[str, object], title: str = "
         defaults: dotted key -> value, which settings are compared with.
         title: "": made from the names of the runs.
     """
-    groups = group_runs(runs)
+    groups = group_runs(runs, defaults)
     shown = {
         "summary": contents.summary(groups),
         "settings": contents.settings_of(groups, defaults),
@@ -43,6 +43,6 @@ def report_html(runs: Sequence[Run], defaults: dict[str, object], title: str = "
         version=__version__,
         sections=sections,
         several_seeds=any(len(group.runs) > 1 for group in groups),
-        differences=contents.differences(groups),
+        differences=contents.differences(groups, defaults),
         **shown,
     )
