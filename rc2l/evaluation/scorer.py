@@ -87,24 +87,23 @@ class Scorer(nn.Module):
             return total
         return F.interpolate(total[None], size=(height, width), mode="bilinear", align_corners=False)[0]
 
-    def scores(self, images: Tensor | list[Tensor], size: tuple[int, int] | None = None) -> Tensor:
+    def scores(self, images: Tensor | list[Tensor], size: tuple[int, int] | None = None) -> list[Tensor]:
         """Scores of images of one size, each seen whole, and mirrored too where that is asked for.
 
         Shape:
-            images (n, C, h, w); result (n, K, *size), at the size of the images where none is given.
+            images (n, C, h, w); results (K, *size) float32, at the size of the images where none is given.
         """
         scores = self._run(images, size)
         if not self.mirror:
             return scores
         mirrored = self._run([image.flip(-1) for image in images], size)
-        return (scores + mirrored.flip(-1)) / 2
+        return [(one + other.flip(-1)) / 2 for one, other in zip(scores, mirrored, strict=True)]
 
-    def _run(self, images: Tensor | list[Tensor], size: tuple[int, int] | None) -> Tensor:
+    def _run(self, images: Tensor | list[Tensor], size: tuple[int, int] | None) -> list[Tensor]:
         height, width = size or images[0].shape[-2:]
         with self._autocast():
             results = self.network([{"image": image, "height": height, "width": width} for image in images])
-        scores = [result["sem_seg"] for result in results]
-        return (scores[0][None] if len(scores) == 1 else torch.stack(scores)).float()
+        return [result["sem_seg"].float() for result in results]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
@@ -131,4 +130,6 @@ def describe_mode(cfg: CfgNode) -> str:
         words.append(f"windows {window.size[0]}x{window.size[1]}, stride {stride}, {window.blending} blending")
     if cfg.TEST.AMP:
         words.append(f"{cfg.SOLVER.AMP.DTYPE} autocast")
+    if cfg.TEST.SCORE_RESOLUTION == "mask":
+        words.append("scores at the masks' resolution")
     return ", ".join([*words, "original size"])

@@ -1,6 +1,6 @@
 """Sliding window: large images are scored in overlapping pieces, which are blended without seams."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -8,8 +8,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-#: Scores of some windows of one size, by their (top, left) corners: (n, K, height, width).
-ScoreWindows = Callable[[list[tuple[int, int]], tuple[int, int]], Tensor]
+#: Scores of some windows of one size, by their (top, left) corners: (K, height, width) each.
+ScoreWindows = Callable[[list[tuple[int, int]], tuple[int, int]], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,10 @@ def scores_by_rows(window: SlidingWindow, height: int, width: int, score: ScoreW
             batch = lefts[first : first + window.batch_size]
             scores = score([(top, left) for left in batch], size)
             if strip is None:
-                strip = scores.new_zeros(scores.shape[1], size[0], width, dtype=torch.float32)
-            weights = row_weights[i][:, None] * column_weights[first : first + len(batch), None]
-            scores = scores.float() * weights[:, None].to(scores.device)
-            for left, piece in zip(batch, scores, strict=True):
-                strip[:, :, left : left + size[1]] += piece
+                strip = scores[0].new_zeros(len(scores[0]), size[0], width, dtype=torch.float32)
+            for left, weight, piece in zip(batch, column_weights[first:], scores, strict=False):
+                weights = (row_weights[i][:, None] * weight).to(piece.device)
+                strip[:, :, left : left + size[1]].addcmul_(piece.float(), weights)
         done = (tops[i + 1] if i + 1 < len(tops) else height) - top
         yield top, strip[:, :done]
         if i + 1 < len(tops):

@@ -141,6 +141,7 @@ class MaskFormer(Segmentor):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
             "postprocess_before_inference": cfg.MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
+            "score_resolution": cfg.TEST.SCORE_RESOLUTION,
         }
 
 

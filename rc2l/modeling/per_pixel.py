@@ -119,4 +119,5 @@ class PerPixelSegmentor(Segmentor):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             # Convolutions need no padding; images of one batch are padded to the largest.
             "size_divisibility": 1,
+            "score_resolution": cfg.TEST.SCORE_RESOLUTION,
         }

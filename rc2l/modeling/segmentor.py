@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rc2l.modeling.folded_norm import fold_frozen_norms
+from rc2l.modeling.raised_scores import own_scores, raised_scores
 from rc2l.structures.outputs import SegmentationOutput, semantic_scores
 
 
@@ -28,6 +29,7 @@ class Segmentor(nn.Module):
         size_divisibility: inference pads to a multiple of this and of the backbone's own divisibility.
         postprocess_before_inference: resize masks to the requested size before, not after, classes and masks are
             combined.
+        score_resolution: where images are scored, as TEST.SCORE_RESOLUTION: "image" or "mask".
     """
 
     kind: str
@@ -42,6 +44,7 @@ class Segmentor(nn.Module):
         pixel_std: list[float],
         size_divisibility: int,
         postprocess_before_inference: bool = False,
+        score_resolution: str = "image",
     ):
         super().__init__()
         fold_frozen_norms(backbone)
@@ -50,6 +53,7 @@ class Segmentor(nn.Module):
         self.num_classes = num_classes
         self.size_divisibility = math.lcm(max(size_divisibility, 1), max(backbone.size_divisibility, 1))
         self.postprocess_before_inference = postprocess_before_inference
+        self.score_resolution = score_resolution
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -116,9 +120,22 @@ class Segmentor(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             for index, (item, image_size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
                 size = item.get("height", image_size[0]), item.get("width", image_size[1])
-                scores = self._scores(output[index : index + 1], padded_size, image_size, size)
+                scores = self._image_scores(output[index : index + 1], padded_size, image_size, size)
                 results.append({"sem_seg": scores})
         return results
+
+    def _image_scores(self, output: SegmentationOutput, padded_size, image_size, size) -> Tensor:
+        """(K, height, width) of one image: :meth:`_scores` without masks of the whole size, or at their own size."""
+        if self.postprocess_before_inference or torch.jit.is_tracing():  # a trace would keep the number of strips
+            return self._scores(output, padded_size, image_size, size)
+        if self.score_resolution == "mask":
+            scores = F.interpolate(own_scores(output), size=padded_size, mode="bilinear", align_corners=False)
+        else:
+            scores = raised_scores(output, padded_size)
+        scores = scores[..., : image_size[0], : image_size[1]]
+        if tuple(size) != tuple(image_size):
+            scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+        return scores[0]
 
     def _scores(self, output: SegmentationOutput, padded_size, image_size, size) -> Tensor:
         """(K, height, width) of one image."""
