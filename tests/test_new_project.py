@@ -115,6 +115,37 @@ def test_colours_with_and_without_names(tmp_path):
     assert sorted(np.unique(label)) == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("masks/{image}-tag-{name}-0.png", "{image}-tag-{class}-{n}.png"),
+        ("masks/{image}_{name}.png", "{image}_{class}.png"),
+        ("masks/{name}/{image}.png", "{class}/{image}.png"),
+    ],
+)
+def test_one_mask_for_each_class(tmp_path, pattern, found):
+    for i in range(4):
+        photo(tmp_path / f"images/a_{i}.jpg", i)
+        for name in ("disc", "square"):
+            if (i, name) != (2, "disc"):
+                mask(tmp_path / pattern.format(image=f"a_{i}", name=name), (0, 255))
+    description, cfg, records = start(tmp_path)
+    assert description["masks"] == found and description["classes"] == ["disc", "square"]
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3
+    assert labeled(records["train"]) + labeled(records["val"]) == 4
+
+
+def test_images_of_16_bits_get_a_range(tmp_path):
+    for i in range(4):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 4000, SIZE).astype(np.uint16)
+        pixels[0, 0] = 3999
+        Image.fromarray(pixels).save(tmp_path / f"images/{i}.png")
+        mask(tmp_path / f"labels/{i}.png", (0, 1))
+    description, _, records = start(tmp_path)
+    assert description["value_range"] == [0, 4095] and labeled(records["train"]) == len(records["train"])
+
+
 def test_labelme(tmp_path):
     for i in range(5):
         annotate(tmp_path, str(i), [shape("car", [[0, 0], [9, 0], [9, 9]])])

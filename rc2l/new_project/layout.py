@@ -9,8 +9,9 @@ from rc2l.data.datasets.folder import IMAGE_SUFFIXES
 from rc2l.data.datasets.labelme import annotation_files
 from rc2l.data.errors import DatasetError
 from rc2l.data.file_listing import find_files
-from rc2l.new_project.label_values import Labels, read_labels
-from rc2l.new_project.mask_folders import find_masks, subset_of
+from rc2l.new_project.class_masks import find_class_masks
+from rc2l.new_project.label_values import Labels, read_labels, read_names
+from rc2l.new_project.mask_folders import by_folder, find_masks, subset_of
 
 #: What files of COCO annotations hold; the first that fits is taken where a subset has several.
 _COCO_KINDS = ("panoptic", "instances", "stuff")
@@ -129,11 +130,20 @@ def _labelme(root: Path) -> Layout | None:
 
 
 def _masks(root: Path, images: list[Path]) -> Layout | None:
-    masks = find_masks(root, images)
+    grouped = by_folder(root, images)
+    masks = find_class_masks(root, *grouped) or find_masks(root, *grouped)
     if masks is None:
         return None
     folders = [root, *dict.fromkeys(path.parent for path in masks.labels), *dict.fromkeys(p.parent for p in images)]
     folders += [folder.parent for folder in folders if folder != root]
+    if masks.by_class:
+        names, source = read_names(folders)
+        known = set(masks.by_class) <= {*names, *map(str, range(len(names)))}
+        classes = names if names and known else masks.by_class
+        background = names[0] if classes is names and names[0] not in masks.by_class else True
+        notes = [f"class names are from {source if classes is names else 'the names of the masks'}"]
+        keys = {"classes": classes, "background": background}
+        return Layout("one mask for each class", masks.content | keys, notes + masks.notes)
     found = read_labels(masks.labels, folders)
     return Layout("images and masks", masks.content | _label_keys(found), masks.notes + found.notes)
 

@@ -28,6 +28,8 @@ class Masks:
     content: dict
     labels: list[Path]
     notes: list[str] = field(default_factory=list)
+    #: Names of classes in the names of the masks, where each class has a mask of its own.
+    by_class: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,18 @@ def subset_of(path: Path) -> str:
     return ""
 
 
-def find_masks(root: Path, files: list[Path]) -> Masks | None:
-    """The description of images and masks among the image ``files`` below ``root``; None where there are no masks."""
+def by_folder(root: Path, files: list[Path]) -> tuple[dict[Path, list[Path]], list[Path]]:
+    """The image ``files`` of each folder below ``root``, and the folders that hold labels alone."""
     folders: dict[Path, list[Path]] = defaultdict(list)
     for path in files:
         folders[path.parent].append(path)
-    # Folders whose name says so come first: drawn pictures have few colours, too.
     flat = [folder for folder, paths in folders.items() if _holds_labels(paths)]
-    flat.sort(key=lambda folder: not _has_label_word(folder.relative_to(root)))
+    # Folders whose name says so come first: drawn pictures have few colours, too.
+    return folders, sorted(flat, key=lambda folder: not _has_label_word(folder.relative_to(root)))
+
+
+def find_masks(root: Path, folders: dict[Path, list[Path]], flat: list[Path]) -> Masks | None:
+    """The description of images and label maps; arguments of :func:`by_folder`. None where there are no label maps."""
     pairs: dict[_Pair, list[Path]] = {}
     taken: set[Path] = set()
     for folder in flat:
@@ -84,11 +90,13 @@ def _describe(root: Path, pairs: dict[_Pair, list[Path]], folders: dict[Path, li
         subset = subset_of(pair.images.relative_to(root)) or subset_of(pair.labels.relative_to(root)) or "train"
         if subset in by_subset:
             notes.append(
-                f"{_name(pair.images, root)} with labels in {_name(pair.labels, root)} is left out: "
-                f"{_name(by_subset[subset].images, root)} is taken for {subset}; describe it as a dataset of its own"
+                f"{relative_name(pair.images, root)} with labels in {relative_name(pair.labels, root)} is left out: "
+                f"{relative_name(by_subset[subset].images, root)} is taken for {subset}; describe it by itself"
             )
         elif subset == "test" and len(pairs) > 1:
-            notes.append(f"{_name(pair.images, root)} is left out: score it at the very end, as a dataset of its own")
+            notes.append(
+                f"{relative_name(pair.images, root)} is left out: score it at the very end, as a dataset of its own"
+            )
         else:
             by_subset[subset] = pair
     sources = {subset: _source(pair, root) for subset, pair in by_subset.items()}
@@ -112,25 +120,25 @@ def _describe(root: Path, pairs: dict[_Pair, list[Path]], folders: dict[Path, li
     ]
     unlabeled = [folder for folder in free if subset_of(folder.relative_to(root)) not in ("val", "test")]
     notes += [
-        f"{_name(folder, root)} has no labels and is left out by its name; `unlabeled` may name it, to learn from it"
+        f"{relative_name(folder, root)} has no labels and is left out by its name: to learn from it, name it in `unlabeled`"
         for folder in free
         if folder not in unlabeled
     ]
     if unlabeled:
-        content["unlabeled"] = _name(max(unlabeled, key=lambda folder: len(folders[folder])), root)
+        content["unlabeled"] = relative_name(max(unlabeled, key=lambda folder: len(folders[folder])), root)
         notes += [
-            f"{_name(folder, root)} is left out: `unlabeled` may be a pattern for several folders"
+            f"{relative_name(folder, root)} is left out: `unlabeled` may be a pattern for several folders"
             for folder in unlabeled
-            if _name(folder, root) != content["unlabeled"]
+            if relative_name(folder, root) != content["unlabeled"]
         ]
     return Masks(content, labels, notes=notes)
 
 
 def _source(pair: _Pair, root: Path) -> dict:
-    images = _name(pair.images, root)
+    images = relative_name(pair.images, root)
     if pair.only:
         images = f"{images}/*{pair.only}" if images != "." else f"*{pair.only}"
-    return {"images": images, "labels": _name(pair.labels, root)}
+    return {"images": images, "labels": relative_name(pair.labels, root)}
 
 
 def _holds_labels(paths: list[Path]) -> bool:
@@ -223,5 +231,6 @@ def _beside(folder: Path, paths: list[Path]) -> tuple[_Pair, list[Path]] | None:
     return None
 
 
-def _name(path: Path, root: Path) -> str:
+def relative_name(path: Path, root: Path) -> str:
+    """The path below ``root`` as a description has it."""
     return path.relative_to(root).as_posix()
