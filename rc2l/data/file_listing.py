@@ -59,14 +59,25 @@ def find_by_pattern(pattern: Path, suffixes: Iterable[str]) -> tuple[Path, list[
     A component that exists under just that name is a name, also with ``[``, ``*`` or ``?`` in it; the rest is a
     pattern: ``*``, ``?`` and ``[...]`` within a component, ``**`` for any number of folders.
     """
+    base, rest = split_pattern(pattern)
+    if not rest:
+        return base.parent, [base]
+    return base, _search(base, tuple(map(normalize_name, rest)), tuple(suffixes), True)
+
+
+def split_pattern(pattern: Path) -> tuple[Path, tuple[str, ...]]:
+    """The longest beginning of a path that exists, whatever its names hold, and the components of the pattern below it.
+
+    A file whose name looks like a pattern is left to the pattern.
+    """
     parts = pattern.parts
     base = Path(parts[0])
     for position, part in enumerate(parts[1:], start=1):
         found = existing_path(base / part)
         if found is None or (glob.has_magic(part) and not found.is_dir()):
-            return base, _search(base, tuple(map(normalize_name, parts[position:])), tuple(suffixes), True)
+            return base, parts[position:]
         base = found
-    return base.parent, [base]
+    return base, ()
 
 
 def _search(folder: Path, pattern: tuple[str, ...], suffixes: tuple[str, ...], each_once: bool) -> list[Path]:

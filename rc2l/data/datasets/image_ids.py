@@ -7,18 +7,18 @@ import os
 import unicodedata
 from pathlib import Path
 
-from rc2l.data.datasets.description import Description, Source
+from detectron2.utils.logger import log_first_n
 
-logger = logging.getLogger(__name__)
+from rc2l.data.datasets.description import Description, Source
+from rc2l.data.file_listing import split_pattern
 
 
 def image_folder(source: Source, root: Path) -> Path:
     """The folder that images are named from: their own, that of their pattern, or ``root`` for lists of paths."""
     if source.images is None:
         return root
-    if source.images.is_dir() or not glob.has_magic(str(source.images)):
-        return source.images
-    return next(parent for parent in source.images.parents if not glob.has_magic(str(parent)))
+    base, rest = split_pattern(source.images)
+    return base if any(map(glob.has_magic, rest)) else source.images
 
 
 def image_ids(description: Description, images: list[Path]) -> list[str]:
@@ -74,9 +74,12 @@ def validation_ids(ids: list[str], fraction: float, dataset: str) -> set[str]:
     else:
         return chosen
     role, number = ("validates", "none") if forced in chosen else ("trains", "all")
-    logger.warning(
+    log_first_n(
+        logging.WARNING,
         f"dataset '{dataset}': val_fraction {fraction:g} takes {number} of {len(ids)} images by their hashes, so "
-        f"'{forced}' {role} in addition; it may change sides when images are added: list them in 'val' to fix it"
+        f"'{forced}' {role} in addition; it may change sides when images are added: list them in 'val' to fix it",
+        name="rc2l",
+        key="message",
     )
     return chosen
 
