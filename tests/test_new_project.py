@@ -135,17 +135,6 @@ def test_one_mask_for_each_class(tmp_path, pattern, found):
     assert labeled(records["train"]) + labeled(records["val"]) == 4
 
 
-def test_images_of_16_bits_get_a_range(tmp_path):
-    for i in range(4):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        pixels = np.random.default_rng(i).integers(0, 4000, SIZE).astype(np.uint16)
-        pixels[0, 0] = 3999
-        Image.fromarray(pixels).save(tmp_path / f"images/{i}.png")
-        mask(tmp_path / f"labels/{i}.png", (0, 1))
-    description, _, records = start(tmp_path)
-    assert description["value_range"] == [0, 4095] and labeled(records["train"]) == len(records["train"])
-
-
 def test_labelme(tmp_path):
     for i in range(5):
         annotate(tmp_path, str(i), [shape("car", [[0, 0], [9, 0], [9, 9]])])

@@ -18,6 +18,7 @@ from rc2l.engine.config_file import load_config
 from rc2l.evaluation.confusion import confusion_matrix, scores_from_confusion
 from rc2l.inference import Predictor
 from rc2l.inference.sources import Video, VideoWriter
+from tests.shared_data import REPO
 from tests.test_train_net import TINY, datasets, datasets_folder, run  # noqa: F401  two are fixtures
 from tests.tool_modules import load_tool
 
@@ -127,6 +128,20 @@ def test_lists_videos_and_tiffs_with_all_results(trained, datasets, tmp_path, mo
     assert [number for number, _ in Video(output / "overlays/clip.mp4")] == [0, 1, 2]
     classes = list(csv.DictReader((output / "classes.csv").open()))
     assert [row["class"] for row in classes[:-1]] == predictor.class_names and classes[0]["color"].startswith("#")
+
+
+def test_the_notebook_runs(trained, datasets, tmp_path, monkeypatch):  # noqa: F811
+    """Cell by cell in one name space, as a notebook does; the last expression of a cell is shown, so it must be one."""
+    monkeypatch.setenv("RC2L_RUN", str(trained[1]))
+    monkeypatch.setenv("RC2L_IMAGES", str(datasets / "shapes/JPEGImages"))
+    monkeypatch.chdir(tmp_path)  # nothing hangs on where it is started
+    cells = json.loads((REPO / "examples/label_images.ipynb").read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names: dict = {}
+    for number, source in enumerate(sources):
+        exec(compile(source, f"cell {number}", "exec"), names)
+    assert len(sources) == 6 and not any(cell.get("outputs") for cell in cells)
+    assert names["pixels"].sum() == names["prediction"].label_map.size * len(names["paths"]) > 0
 
 
 def test_predictor_takes_arrays_of_any_size_and_gives_classes_and_confidence(trained):

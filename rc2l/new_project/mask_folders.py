@@ -120,7 +120,7 @@ def _describe(root: Path, pairs: dict[_Pair, list[Path]], folders: dict[Path, li
     ]
     unlabeled = [folder for folder in free if subset_of(folder.relative_to(root)) not in ("val", "test")]
     notes += [
-        f"{relative_name(folder, root)} has no labels and is left out by its name: to learn from it, name it in `unlabeled`"
+        f"{relative_name(folder, root)} has no labels and is left out by its name; name it in `unlabeled` to use it"
         for folder in free
         if folder not in unlabeled
     ]
