@@ -24,6 +24,7 @@ from rc2l.data.errors import DatasetError
 from rc2l.data.image_rule import dataset_rule
 from rc2l.data.reading import read_image_size
 from rc2l.data.value_report import suggest_rule
+from rc2l.engine.arguments import add_import_argument
 from rc2l.engine.entry_point import entry_point
 from rc2l.new_project.label_values import sample
 from rc2l.new_project.layout import find_layout
@@ -138,6 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--data", type=Path, help="folder of the images and labels; default: the project's")
     parser.add_argument("--force", action="store_true", help="write files anew that are there")
+    add_import_argument(parser)
     args = parser.parse_args(argv)
     print(run(args.project, args.data or args.project, args.force))
 
