@@ -49,7 +49,7 @@ def test_an_unknown_command_is_one_line_with_the_choices(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["trian"])
     said = capsys.readouterr().err
-    assert end.value.code == 2 and said.startswith("error: there is no command 'trian'; there are train, eval")
+    assert end.value.code == 2 and said.startswith("error: there is no command 'trian'; there are new, train, eval")
 
 
 def test_train_and_eval_take_the_folder_of_a_run(run_folder, launched):
