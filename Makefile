@@ -37,7 +37,7 @@ lint: install
 
 # The documentation as a site in output/site; a link that leads nowhere is an error.
 docs: install
-	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(UV) run --quiet --group docs mkdocs build --quiet
 
 clean:
 	rm -rf .venv .uv output .pytest_cache .ruff_cache

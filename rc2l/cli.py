@@ -22,8 +22,6 @@ COMMANDS = {
     "replay": ("replay.py", "do the step again at which a run stopped"),
     "table": ("table.py", "train and print the rows of a table"),
     "report": ("report.py", "one HTML page of runs"),
-    "suggest": ("suggest.py", "which images to label next"),
-    "pseudo": ("pseudo.py", "write a trained network's labels for correction"),
     "demo": ("demo.py", "train two methods on generated images and compare them"),
     "shapes": ("make_shapes.py", "generate the images of the demo"),
     "benchmark": ("benchmark.py", "where the time of a step goes"),
@@ -31,13 +29,8 @@ COMMANDS = {
 
 
 def available() -> dict[str, str]:
-    """What each command does, of those that this version has."""
-    tools = project_folder("tools")
-    return {
-        name: text
-        for name, (target, text) in COMMANDS.items()
-        if isinstance(target, list) or (tools / target).is_file()
-    }
+    """What each command does."""
+    return {name: text for name, (_, text) in COMMANDS.items()}
 
 
 def usage() -> str:

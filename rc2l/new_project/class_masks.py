@@ -47,8 +47,11 @@ def _a_folder_for_each_class(
 
 def _by_the_ends_of_names(root: Path, masks: Path, images: Path, folders: dict[Path, list[Path]]) -> Masks | None:
     """masks/1-tag-roof-0.png and masks/1-tag-tree-0.png of images/1.jpg."""
-    stems = sorted((path.stem for path in folders[images]), key=len, reverse=True)
-    starts = [next((stem for stem in stems if path.stem.startswith(stem)), None) for path in folders[masks]]
+    stems = {path.stem for path in folders[images]}
+    starts = [
+        next((path.stem[:end] for end in range(len(path.stem), 0, -1) if path.stem[:end] in stems), None)
+        for path in folders[masks]
+    ]
     if None in starts or len(starts) < _SEVERAL * len(set(starts)):
         return None
     ends = [path.stem.removeprefix(start) for path, start in zip(folders[masks], starts, strict=True)]

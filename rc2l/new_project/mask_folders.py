@@ -152,8 +152,8 @@ def _has_label_word(path: Path) -> bool:
 
 def _match(images: list[Path], labels: list[Path]) -> tuple[int, str, str]:
     """(labels that belong to an image, end of the images' names, end of the labels' names), as good as can be."""
-    stems = {path.stem for path in images}
-    exact = sum(path.stem in stems for path in labels) or sum(path.stem in {p.name for p in images} for path in labels)
+    stems, names = {path.stem for path in images}, {path.name for path in images}
+    exact = sum(path.stem in stems for path in labels) or sum(path.stem in names for path in labels)
     best = (exact, "", "")
     for image_suffix, label_suffix in _endings(stems, [path.stem for path in labels]):
         starts = {stem.removesuffix(image_suffix) for stem in stems if stem.endswith(image_suffix)}

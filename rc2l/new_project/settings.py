@@ -16,8 +16,8 @@ _MUCH_MEMORY = 20
 #: Iterations on a GPU, and the seconds that a training on a CPU shall take.
 _GPU_ITERATIONS, _CPU_SECONDS = 8000, 1500
 _FEWEST, _MOST = 400, 2000
-#: Seconds of one thread for a step of RC²L on one labelled and one unlabelled crop of 160 x 160 pixels, measured with
-#: the network of configs/custom/rc2l_efficientnet-lite0.yaml on CamVid. Threads share it to this power.
+#: Seconds of one thread for a step of RC²L on one labelled and one unlabelled crop of 160 x 160 pixels: a rough figure
+#: from runs on CamVid (configs/camvid/), as is the power to which threads share it.
 _STEP_SECONDS, _THREAD_POWER = 0.33, 0.7
 #: Share of the iterations with labels only.
 _BURN_IN = 0.3
