@@ -11,6 +11,7 @@ from rc2l.engine import command
 from rc2l.engine.arguments import add_trained_network_arguments, read_arguments, split_overrides
 from rc2l.engine.config_file import find_config, load_config
 from tests.processes import run_python
+from tests.shared_data import REPO
 
 
 @pytest.fixture
@@ -43,6 +44,8 @@ def test_usage_names_the_commands_that_exist_and_each_has_its_script(capsys):
     for name in cli.available():
         assert f"\n  {name} " in said
     assert {"train", "eval", "predict", "export", "check", "doctor", "demo"} <= set(cli.available())
+    scripts = [target for target, _ in cli.COMMANDS.values() if isinstance(target, str)]
+    assert all((REPO / "tools" / script).is_file() for script in scripts)
 
 
 def test_an_unknown_command_is_one_line_with_the_choices(capsys):
