@@ -22,7 +22,8 @@ table: install
 	$(RUN) tools/table.py configs/papers/shapes.yaml --seeds 3 4 5 --jobs $$(nproc) --output output/table
 
 # A file's tests share what they set up, so whole files are dealt to the processes, in the order of tests/conftest.py.
-PYTEST := $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# One thread each: two processes of two threads on two cores wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install
 	$(PYTEST)

@@ -18,7 +18,9 @@ from torch import multiprocessing as mp
 
 from tests.shared_data import REPO
 
-multiprocessing.set_forkserver_preload(["tests.test_train_net", "tests.trainings"])
+#: What a training imports when it first needs it counts too: it takes four seconds, which each process would pay.
+_LATE = "torch._dynamo scipy.optimize scipy.cluster.hierarchy torch.utils.tensorboard matplotlib.figure".split()
+multiprocessing.set_forkserver_preload(["tests.test_train_net", "tests.trainings", *_LATE])
 _SERVER = multiprocessing.get_context("forkserver")
 
 
